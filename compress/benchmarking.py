@@ -1,0 +1,306 @@
+"""Models measured against each other in one run: speed in turn, quality on the same texts.
+
+Every way of running a model has a fresh process. In a round each way answers the same texts once, one text at a time, the ways in a
+shuffled order, so that a slow phase of the machine falls on all of them. A second process of the cheapest way (the A/A pair) shows how
+far two equal things differ on this machine at this moment: the noise floor.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from compress.statistics import Floats, bootstrap, mcnemar, mean, median, noise_floor, quality, quantile, speedup, verdict
+from model.errors import ConfigError, EnvironmentProblem
+from serve.machine import usable_cores
+from serve.timing import Worker, start_worker
+
+Progress = Callable[[int, int, str], None]
+
+TWIN = "A/A twin"
+NOISY = 0.1  # a noise floor that a reader should be told about
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of running a model: `factory` ("module:function") returns its predictor for `arguments`.
+
+    `name` is unique in a run; `model` is the model's role or name, which several ways may share.
+    """
+
+    name: str
+    model: str
+    engine: str
+    provider: str
+    precision: str
+    mode: str
+    factory: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    `texts` are timed in each of at least `rounds` rounds; with a budget of `seconds`, rounds go on until every speed-up's interval is
+    within ± `width` of it or the budget is spent. `batch` is the batch of throughput and quality, `timeout` what one command may take (s).
+    """
+
+    texts: int = 150
+    rounds: int = 7
+    seconds: float | None = None
+    width: float = 0.02
+    threads: int = 1
+    batch: int = 32
+    seed: int = 0
+    timeout: float = 900.0
+
+
+@dataclass
+class Samples:
+    """Raw samples of one way, seconds: a row a round, a column a text."""
+
+    answer: list[list[float]] = field(default_factory=list)
+    model: list[list[float]] = field(default_factory=list)
+
+    @property
+    def rounds(self) -> Floats:
+        """Text → label, [rounds, texts]."""
+        return np.asarray(self.answer)
+
+
+def silent(done: int, total: int, text: str) -> None:
+    """A progress that nobody watches."""
+
+
+def benchmark(
+    ways: Sequence[Way],
+    texts: Sequence[str],
+    labels: Sequence[int],
+    names: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    plan: Plan | None = None,
+    baselines: Sequence[str] = (),
+    progress: Progress = silent,
+    start: Callable[..., Worker] = start_worker,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """`protocol`, `models` and `comparisons` of a report, as DESIGN's report.json names them.
+
+    `labels` are class numbers [n] into `names`. `baselines` are names of ways (default: the first); every other way is compared with each.
+    A seeded choice of `texts` is timed, quality is over all of them. Raises ConfigError for ways or data that cannot be compared, and
+    what `serve.timing` raises for a way that does not run.
+    """
+    plan = plan or Plan()
+    baselines = tuple(baselines) or (ways[0].name,)
+    _check(ways, texts, labels, plan, baselines)
+    chosen = np.sort(np.random.default_rng(plan.seed).permutation(len(texts))[: plan.texts])
+    timed = [texts[number] for number in chosen]
+    timed_pairs = None if pairs is None else [pairs[number] for number in chosen]
+    steps = _Steps(progress, 1 + 4 * len(ways) + (1 + len(ways)) * plan.rounds)
+
+    with ExitStack() as stack:
+
+        def open_way(way: Way, name: str) -> Worker:
+            steps.next(f"starting {name}")
+            worker = stack.enter_context(
+                start(
+                    name,
+                    way.factory,
+                    way.arguments,
+                    timed[0],
+                    None if timed_pairs is None else timed_pairs[0],
+                    threads=plan.threads,
+                    timeout=plan.timeout,
+                )
+            )
+            if worker.provider != way.provider:
+                raise EnvironmentProblem(
+                    f"{way.name} was to run on {way.provider}, but its session runs on {worker.provider}.",
+                    f"Leave this way out, or install what {way.provider} needs.",
+                )
+            worker.ask("texts", texts=timed, pairs=timed_pairs)
+            return worker
+
+        workers = {way.name: open_way(way, way.name) for way in ways}
+        columns = {way.name: _columns(way.name, workers[way.name].labels, names) for way in ways}
+        costs = {}
+        for name, worker in workers.items():
+            steps.next(f"warming {name}")
+            costs[name] = worker.ask("warm")["seconds_per_text"]
+        cheapest = min(costs, key=lambda name: costs[name])
+        twin = open_way(next(way for way in ways if way.name == cheapest), TWIN)
+        twin.ask("warm")
+
+        samples = _rounds({**workers, TWIN: twin}, plan, baselines, steps, clock)
+        memory = {name: worker.ask("memory")["peak_rss_mb"] for name, worker in workers.items()}
+        throughput = {}
+        for name, worker in workers.items():
+            steps.next(f"throughput of {name}")
+            throughput[name] = worker.ask("throughput", batch=plan.batch)["texts_per_second"]
+        predicted = _predictions(workers, costs, columns, list(texts), None if pairs is None else list(pairs), plan, steps)
+        cold = {name: worker.cold_start_ms for name, worker in workers.items()}
+
+    floor = noise_floor(samples[cheapest].rounds, samples[TWIN].rounds, plan.seed)
+    models = [
+        {
+            "name": way.name,
+            "model": way.model,
+            "engine": way.engine,
+            "provider": way.provider,
+            "precision": way.precision,
+            "mode": way.mode,
+            "quality": quality(predicted[way.name], labels, names, plan.seed),
+            "latency_ms": _latency(samples[way.name], plan.seed),
+            "throughput": {"batch": plan.batch, "texts_per_second": throughput[way.name]},
+            "peak_rss_mb": memory[way.name],
+            "cold_start_ms": cold[way.name],
+        }
+        for way in ways
+    ]
+    comparisons = [
+        _compare(baseline, way.name, samples, predicted, np.asarray(labels), floor, plan.seed)
+        for number, baseline in enumerate(baselines)
+        for way in ways
+        if way.name not in baselines[: number + 1]  # two baselines are compared once
+    ]
+    return {"protocol": _protocol(plan, len(timed), samples, cheapest, floor), "models": models, "comparisons": comparisons}
+
+
+class _Steps:
+    """Counts what is done for a Progress."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def next(self, text: str, more: int = 0) -> None:
+        """Tell what begins now; `more` steps were not foreseen."""
+        self.total += more
+        self.progress(self.done, self.total, text)
+        self.done += 1
+
+
+def _check(ways: Sequence[Way], texts: Sequence[str], labels: Sequence[int], plan: Plan, baselines: Iterable[str]) -> None:
+    names = [way.name for way in ways]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Two ways have one name: {', '.join(names)}.", "Give each way its own name.")
+    if unknown := [name for name in baselines if name not in names]:
+        raise ConfigError(f"There is no way {unknown[0]!r} to compare with.", f"Name one of these as the baseline: {', '.join(names)}.")
+    if plan.rounds < 3:
+        raise ConfigError(f"{plan.rounds} rounds were asked for, but an interval needs at least 3.", "Ask for 3 rounds or more.")
+    if len(texts) != len(labels) or not texts:
+        raise ConfigError(f"There are {len(texts)} texts and {len(labels)} labels.", "Give one label a text, and at least one text.")
+
+
+def _columns(name: str, labels: Sequence[str], names: Sequence[str]) -> list[int]:
+    """For each of the model's labels its number in the data's `names`; raises ConfigError if they are other labels."""
+    if sorted(labels) != sorted(names):
+        raise ConfigError(
+            f"{name} knows the labels {', '.join(labels)}, but the data has {', '.join(names)}.",
+            "Measure it on the data that it was trained for.",
+        )
+    return [list(names).index(label) for label in labels]
+
+
+def _rounds(
+    workers: dict[str, Worker], plan: Plan, baselines: Sequence[str], steps: _Steps, clock: Callable[[], float]
+) -> dict[str, Samples]:
+    order = np.random.default_rng(plan.seed)
+    samples = {name: Samples() for name in workers}
+    begin, done = clock(), 0
+    while done < plan.rounds or (plan.seconds and clock() - begin < plan.seconds and not _narrow(samples, baselines, plan)):
+        for name in order.permutation(list(workers)).tolist():
+            steps.next(f"round {done + 1}: {name}", more=int(done >= plan.rounds))
+            reply = workers[name].ask("round")
+            samples[name].answer.append(reply["answer"])
+            samples[name].model.append(reply["model"])
+        done += 1
+    return samples
+
+
+def _narrow(samples: dict[str, Samples], baselines: Sequence[str], plan: Plan) -> bool:
+    """Whether every speed-up's interval, the twin's too, is within ± `plan.width` of it."""
+    for baseline in baselines:
+        for name in samples:
+            ratio, interval = speedup(samples[baseline].rounds, samples[name].rounds, plan.seed)
+            if interval is None or (interval[1] - interval[0]) / 2 > plan.width * ratio:
+                return False
+    return True
+
+
+def _predictions(
+    workers: dict[str, Worker],
+    costs: dict[str, float],
+    columns: dict[str, list[int]],
+    texts: list[str],
+    pairs: list[str] | None,
+    plan: Plan,
+    steps: _Steps,
+) -> dict[str, Any]:
+    """Class numbers [n] of every way. Nothing is timed here, so the processes share the cores; the slowest begin."""
+
+    def predict(name: str) -> Any:
+        steps.next(f"quality of {name}")
+        logits = workers[name].ask("scores", texts=texts, pairs=pairs, batch=plan.batch)["logits"]
+        return np.asarray(columns[name])[np.argmax(logits, axis=1)]
+
+    slowest_first = sorted(workers, key=lambda name: -costs[name])
+    with ThreadPoolExecutor(max(1, usable_cores() // plan.threads)) as pool:
+        return dict(zip(slowest_first, pool.map(predict, slowest_first), strict=True))
+
+
+def _latency(samples: Samples, seed: int) -> dict[str, Any]:
+    """Milliseconds; p95 and p99 stand only where there are enough samples for them."""
+    rounds = samples.rounds * 1000
+    ends = {"p95": quantile(rounds, 0.95), "p99": quantile(rounds, 0.99)}
+    return {
+        "median": float(np.median(rounds)),
+        "interval": bootstrap(median, rounds, seed=seed),
+        **{name: value for name, value in ends.items() if value is not None},
+        "model_only_median": float(np.median(samples.model) * 1000),
+        "rounds": np.round(rounds, 4).tolist(),
+        "model_only_rounds": np.round(np.asarray(samples.model) * 1000, 4).tolist(),
+    }
+
+
+def _compare(
+    baseline: str, model: str, samples: dict[str, Samples], predicted: dict[str, Any], truth: Any, floor: float | None, seed: int
+) -> dict[str, Any]:
+    ratio, interval = speedup(samples[baseline].rounds, samples[model].rounds, seed)
+    right, rival = predicted[baseline] == truth, predicted[model] == truth
+    drop = (right.astype(float) - rival.astype(float)) * 100  # points a text
+    return {
+        "baseline": baseline,
+        "model": model,
+        "speedup": ratio,
+        "speedup_interval": interval,
+        "accuracy_drop_points": float(drop.mean()),
+        "drop_interval": bootstrap(mean, drop, seed=seed),
+        "mcnemar_p": mcnemar(right, rival),
+        "agreement": float((predicted[baseline] == predicted[model]).mean()),
+        "verdict": verdict(ratio, interval, floor),
+    }
+
+
+def _protocol(plan: Plan, texts: int, samples: dict[str, Samples], cheapest: str, floor: float | None) -> dict[str, Any]:
+    ratio, interval = speedup(samples[cheapest].rounds, samples[TWIN].rounds, plan.seed)
+    notes = []
+    if floor is not None and floor > NOISY:
+        notes.append(
+            f"The machine was noisy: two processes of {cheapest} could not be told to be equal within {floor:.0%}. "
+            "Smaller differences are not concluded; measure again on a quiet machine or with more rounds."
+        )
+    return {
+        "batch": 1,
+        "threads": plan.threads,
+        "texts": texts,
+        "rounds": len(samples[TWIN].answer),
+        "seed": plan.seed,
+        "noise_floor": floor,
+        "twin": {"model": cheapest, "ratio": ratio, "interval": interval},
+        "notes": notes,
+    }

@@ -1,0 +1,241 @@
+"""The command line: a command builds a configuration, calls one function, echoes.
+
+Results go to stdout (`--json` for programs), everything else to stderr. Errors that a user can cause leave through one boundary in
+`main`: a line `Error:`, a line `Hint:`, exit code 2, or 3 if a gate said no. This file is torch-free until a stage runs.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from compress.config import Options, read_options
+from compress.stage import STAGES, Stage
+from model.errors import AlambicError
+
+EXAMPLES = {
+    "train": """\b
+        compress train tweets --base minilm --out runs/teacher
+        compress train reviews.csv --text title --text body --label stars --base minilm --out runs/teacher
+        compress train tweets --base encoder.json --tokenizer bert-directory --epochs 3 --out runs/scratch""",
+    "distill": """\b
+        compress distill runs/teacher --data tweets --out runs/student
+        compress distill runs/teacher --data tweets --depth 3 --teacher-layers 1,3,5 --epochs 4 --out runs/student""",
+    "prune": """\b
+        compress prune runs/student --teacher runs/teacher --data tweets --heads 4 --neurons 192 --out runs/pruned
+        compress prune runs/student --teacher runs/teacher --data tweets --heads 4 --allocation global --out runs/pruned""",
+    "quantize": """\b
+        compress quantize runs/pruned --data tweets --out runs/quantized
+        compress quantize runs/pruned --teacher runs/teacher --data tweets --method qat --epochs 1 --out runs/quantized""",
+    "export": """\b
+        compress export runs/quantized --out runs/onnx""",
+    "benchmark": """\b
+        compress benchmark runs/teacher runs/onnx --data tweets --out runs/report
+        compress benchmark runs/teacher runs/onnx --data tweets --way transformers,torch,ort --rounds 11 --out runs/report""",
+}
+SUMMARIES = {
+    "train": "Fine-tune a base on DATA: the teacher.",
+    "distill": "Teach a shallower student what TEACHER knows.",
+    "prune": "Remove the least important heads and neurons of MODEL, then recover.",
+    "quantize": "Make MODEL's linears and embeddings int8.",
+    "export": "Write MODEL as ONNX, checked against PyTorch and against what ONNX Runtime really runs.",
+    "benchmark": "Measure MODELS against the first of them: latency, accuracy, size.",
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="alambic")
+def cli() -> None:
+    """Make a text encoder small, fast and deployable, and prove it.
+
+    Train a teacher, distill it into a student, prune and quantize that, export it to ONNX, and benchmark it under ONNX Runtime
+    against the full model. `compress run demo --out runs/demo` does all of it on real text.
+    """
+
+
+def main() -> None:
+    """Entry point of `compress`: the one boundary that turns errors into lines and exit codes."""
+    try:
+        cli.main(standalone_mode=False)
+    except AlambicError as error:
+        click.echo(f"Error: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"Hint: {error.hint}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "compress"
+        click.echo(f"Error: {error.format_message()}", err=True)
+        click.echo(f"Hint: `{command} --help` shows how it is used.", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped. The same command goes on from the last checkpoint.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left
+        sys.exit(0)
+
+
+def _epilog(text: str) -> str:
+    return "\b\nExamples:\n" + "\n".join("  " + line.strip() for line in text.splitlines() if line.strip() not in ("", "\b"))
+
+
+def _options(kind: type[Options]) -> Callable[[Any], Any]:
+    """One click option for each field of `kind`."""
+
+    def decorate(function: Any) -> Any:
+        for name, field in reversed(kind.model_fields.items()):
+            inner = [part for part in get_args(field.annotation) if part is not type(None)]
+            annotation = inner[0] if type(None) in get_args(field.annotation) else field.annotation
+            choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+            several = get_origin(annotation) is tuple
+            shown = ",".join(map(str, field.default)) if several else field.default
+            function = click.option(
+                "--" + name.replace("_", "-"),
+                name,
+                type=click.Choice(choices) if choices else str if several else annotation,
+                metavar="LIST" if several else None,
+                default=None,
+                help=f"{field.description}" + (f" [default: {shown}]" if shown not in (None, "") else ""),
+            )(function)
+        return function
+
+    return decorate
+
+
+def _data_options(function: Any) -> Any:
+    function = click.option("--label", default="", help="Column with the label [default: label].")(function)
+    return click.option("--text", multiple=True, help="Column with the text; twice for pairs [default: text].")(function)
+
+
+def _make(stage: Stage, values: dict[str, Any], paths: dict[str, str], data: dict[str, Any] | None, out: str, overwrite: bool, as_json: bool) -> None:
+    """Run one stage and tell what it did."""
+    from compress.data import load_data
+    from compress.progress import say, stage_line
+    from compress.sources import open_sources
+    from compress.stage import run_stage
+
+    options = read_options(stage.options, {name: value for name, value in values.items() if value is not None}, f"compress {stage.name}")
+    sources = open_sources(stage.kinds, paths)
+    loaded = load_data(**data) if data else None
+    outcome = run_stage(stage, options, sources, loaded, Path(out), overwrite=overwrite)
+    say(stage_line(outcome))
+    if as_json:
+        click.echo(json.dumps({"out": out, "digest": outcome.manifest.digest, "fresh": outcome.fresh, "metrics": outcome.manifest.metrics}))
+
+
+def _stage_command(name: str) -> None:
+    """Register the command of a stage: its sources as arguments, its options from their model."""
+    stage = STAGES[name]
+
+    def run(out: str, overwrite: bool, as_json: bool, **values: Any) -> None:
+        from compress.sources import named
+
+        data = {"source": values.pop("data"), "text": values.pop("text"), "label": values.pop("label")} if stage.needs_data else None
+        given = {role: values.pop(role) for role in stage.roles}
+        paths: dict[str, str] = {}
+        for role, value in given.items():
+            if value:
+                paths |= named(list(value)) if isinstance(value, tuple) else {role: value}
+        _make(stage, values, paths, data, out, overwrite, as_json)
+
+    command: Any = _options(stage.options)(run)
+    command = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")(command)
+    command = click.option("--overwrite", is_flag=True, help="Replace OUT if it was made otherwise.")(command)
+    command = click.option("--out", required=True, metavar="OUT", help="Directory of the artifact to make.")(command)
+    if stage.needs_data:
+        command = _data_options(command)
+        if name != "train":
+            command = click.option("--data", required=True, help="Built-in set, file, folder, or id on the hub.")(command)
+    for position, (role, optional) in enumerate(reversed(stage.roles.items())):
+        if name != "train" and position == len(stage.roles) - 1:
+            command = click.argument(role, nargs=-1 if role == "models" else 1, required=True)(command)
+        else:
+            command = click.option(f"--{role}", required=not optional, help=ROLES[role])(command)
+    if name == "train":
+        command = click.argument("data")(command)
+    cli.command(name, help=SUMMARIES[name], epilog=_epilog(EXAMPLES[name]))(command)
+
+
+ROLES = {
+    "base": "What to start from: minilm, a directory or hub id of transformers, an artifact, or a JSON encoder configuration.",
+    "tokenizer": "Directory or SentencePiece model of the tokenizer, where the base has none.",
+    "teacher": "Artifact that the model learns from while it recovers.",
+}
+for _name in STAGES:
+    _stage_command(_name)
+
+
+@cli.command(epilog=_epilog("compress run demo --out runs/demo\ncompress run my-recipe.toml --out runs/mine"))
+@click.argument("recipe")
+@click.option("--out", required=True, metavar="OUT", help="Directory under which each stage writes its own.")
+@click.option("--overwrite", is_flag=True, help="Replace what was made otherwise.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
+def run(recipe: str, out: str, overwrite: bool, as_json: bool) -> None:
+    """Run a RECIPE (shipped name or TOML file): stages in order, skipping what is made."""
+    from compress.progress import say, stage_line
+    from compress.recipe import read_recipe, run_recipe
+
+    checked = read_recipe(recipe)
+    say(f"{checked.name}: {' → '.join(step.stage.name for step in checked.steps)} on {checked.data['source']}, into {out}")
+    outcomes = run_recipe(checked, Path(out), overwrite=overwrite, done=lambda _, __, outcome: say(stage_line(outcome)))
+    last = outcomes[-1]
+    if last.manifest.kind == "report":
+        from compress.report import headline
+
+        report = json.loads((last.path / "report.json").read_bytes())
+        say(f"\nReport: {last.path / 'report.html'}\n        {last.path / 'report.json'}")
+        for line in headline(report):
+            say(line)
+        if as_json:
+            click.echo(json.dumps(report))
+    elif as_json:
+        click.echo(json.dumps([{"out": str(outcome.path), "digest": outcome.manifest.digest} for outcome in outcomes]))
+
+
+@cli.command(epilog=_epilog("compress inspect runs/demo/onnx"))
+@click.argument("directory")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def inspect(directory: str, as_json: bool) -> None:
+    """Show what an artifact is, where it comes from and whether it is whole."""
+    from compress.inspection import describe, tree
+    from model.artifact import open_artifact
+
+    artifact = open_artifact(directory)
+    click.echo(json.dumps(describe(artifact)) if as_json else tree(artifact))
+
+
+@cli.command(epilog=_epilog("compress diff runs/a/onnx runs/b/onnx"))
+@click.argument("a")
+@click.argument("b")
+@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
+def diff(a: str, b: str, as_json: bool) -> None:
+    """Say which option, parent, data or version made two artifacts differ."""
+    from compress.inspection import compare
+    from model.artifact import open_artifact
+
+    lines = compare(open_artifact(a), open_artifact(b))
+    if as_json:
+        click.echo(json.dumps(lines))
+    else:
+        click.echo("\n".join(lines) if lines else "The same: equal digests.")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def options(as_json: bool) -> None:
+    """List the encoder's slots, their kinds and parameters."""
+    from compress.inspection import slots
+
+    found = slots()
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for slot, kinds in found.items():
+        click.echo(slot)
+        for kind, parameters in kinds.items():
+            click.echo(f"  {kind}: {', '.join(f'{name} ({text})' for name, text in parameters.items()) or 'no parameters'}")

@@ -1,0 +1,142 @@
+"""Every stage's options on one page.
+
+A field's description is its help text, its default the command's default, its type the check: command line, recipes and Python read
+this one source. Options marked `runtime` (threads, device, how often to checkpoint) do not change what is made, so they are not
+part of an artifact's identity. This file is torch-free.
+"""
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.config import problems
+from model.errors import ConfigError
+
+
+def _runtime(default: Any, description: str, **rules: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"runtime": True}, **rules)
+
+
+class Options(BaseModel):
+    """Base of all options: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def identity(self) -> dict[str, Any]:
+        """The options that decide what is made (without the `runtime` ones), as JSON values."""
+        fields = type(self).model_fields
+        extras = {name: field.json_schema_extra for name, field in fields.items()}
+        runtime = {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("runtime")}
+        return self.model_dump(mode="json", exclude=runtime)
+
+
+class Training(Options):
+    """What every stage that trains shares."""
+
+    epochs: float = Field(1.0, gt=0, description="Passes over the training texts.")
+    batch_size: int = Field(32, ge=1, description="Texts a step.")
+    learning_rate: float = Field(1e-4, gt=0, description="Highest learning rate of AdamW.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="How the learning rate falls after that.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay (not on biases and norms).")
+    max_length: int = Field(128, ge=2, description="Tokens a text is cut to, in training and ever after.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass in training; weights stay fp32.")
+    train_texts: int | None = Field(None, ge=1, description="Train on this many texts only, drawn by the seed.")
+    seed: int = Field(0, ge=0, description="Decides initialisation, order and dropout.")
+    threads: int | None = _runtime(None, "Threads for training (default: the cores that this process may use).", ge=1)
+    device: Literal["cpu", "cuda"] = _runtime("cpu", "Where to train.")
+    checkpoint_every: int = _runtime(200, "Steps between checkpoints, from which a killed run goes on.", ge=1)
+
+
+class TrainOptions(Training):
+    """Options of `compress train`."""
+
+    pooling: Literal["mean", "cls"] = Field("mean", description="What the head sees: the mean over the tokens, or the first one.")
+    dropout: float | None = Field(None, ge=0, lt=1, description="Dropout (default: the base's own).")
+
+
+class Distillation(Training):
+    """The objective of distill, of the recovery after prune, and of quantization-aware training."""
+
+    soft: float = Field(1.0, ge=0, description="Weight of the teacher's probabilities (KL divergence at the temperature).")
+    hard: float = Field(0.0, ge=0, description="Weight of the data's labels (cross entropy).")
+    hidden: float = Field(1.0, ge=0, description="Weight of the mapped hidden states (mean squared error).")
+    hidden_states: Literal["pooled", "tokens"] = Field(
+        "pooled", description="Compare mean-pooled states (the teacher runs once) or the states of all tokens (it runs along)."
+    )
+    temperature: float = Field(2.0, gt=0, description="Softens teacher and student alike (Hinton et al. 2015).")
+    teacher_layers: tuple[int, ...] = Field(
+        (), description="Teacher layer for each student layer, counted from 0 (default: evenly spaced, the last on the last)."
+    )
+
+
+class DistillOptions(Distillation):
+    """Options of `compress distill`."""
+
+    depth: int = Field(2, ge=1, description="Layers of the student, started from the teacher layers that they are mapped to.")
+    dropout: float | None = Field(0.0, ge=0, lt=1, description="Dropout of the student.")
+
+
+class PruneOptions(Distillation):
+    """Options of `compress prune`."""
+
+    heads: tuple[int, ...] = Field((), description="Heads to keep a layer: one number, or one for each layer (default: all).")
+    neurons: tuple[int, ...] = Field((), description="FFN neurons to keep a layer: one number, or one for each layer (default: all).")
+    allocation: Literal["uniform", "global"] = Field(
+        "uniform", description="Keep the same number in each layer, or let the layers compete for the same total."
+    )
+    scoring_texts: int = Field(1024, ge=1, description="Training texts on which heads and neurons are scored.")
+
+
+class QuantizeOptions(Distillation):
+    """Options of `compress quantize`."""
+
+    method: Literal["calibrate", "qat"] = Field("calibrate", description="Calibration alone, or quantization-aware training after it.")
+    calibration_texts: int = Field(512, ge=1, description="Training texts that set the ranges of activations.")
+    embeddings: Literal["int8", "fp32"] = Field("int8", description="How the token table is stored.")
+    keep: tuple[str, ...] = Field((), description="Linears that stay fp32, by name (`compress inspect` lists them).")
+
+
+class ExportOptions(Options):
+    """Options of `compress export`."""
+
+    opset: int | None = Field(None, ge=20, le=23, description="ONNX operator set (default: 20, or 23 where RMSNorm needs it).")
+    tolerance: float = Field(1e-4, gt=0, description="Largest difference in logits between PyTorch and the file (fp32 graphs).")
+    signal: float = Field(25.0, gt=0, description="Least signal-to-noise ratio in dB between PyTorch and the file (int8 graphs).")
+
+
+class BenchmarkOptions(Options):
+    """Options of `compress benchmark`."""
+
+    way: tuple[str, ...] = Field(
+        ("transformers", "ort"),
+        description="How each model is run: transformers, torch (our own modules), torch-compile, ort. PyTorch ways run the first model only.",
+    )
+    texts: int = Field(150, ge=10, description="Test texts that are timed in a round.")
+    rounds: int = Field(7, ge=3, description="Rounds, each way in turn in each.")
+    threads: int = Field(1, ge=1, description="Threads of each way.")
+    provider: Literal["cpu", "cuda"] = Field("cpu", description="Execution provider of ONNX Runtime.")
+    split: Literal["test", "validation"] = Field("test", description="Part of the data that is measured on.")
+    seed: int = Field(0, ge=0, description="Decides the texts that are timed and the resampling.")
+
+
+T = TypeVar("T", bound=Options)
+
+
+def _split(value: Any) -> Any:
+    """Lists may be written as one value, or as text separated by commas."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int) else value
+
+
+def read_options(kind: type[T], values: dict[str, Any], where: str) -> T:
+    """Validate `values` as options of `kind`; raises ConfigError that names `where`, each problem, and the known keys."""
+    lists = {name for name, field in kind.model_fields.items() if "tuple" in str(field.annotation)}
+    values = {name: _split(value) if name in lists else value for name, value in values.items()}
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        unknown = [str(item["loc"][0]) for item in error.errors() if item["type"] == "extra_forbidden"]
+        hint = f"Known keys: {', '.join(kind.model_fields)}." if unknown else "`--help` of the command tells what each option takes."
+        raise ConfigError(f"{where}: {problems(error)}.", hint) from None

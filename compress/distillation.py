@@ -1,0 +1,90 @@
+"""What a student learns from its teacher: probabilities, labels, hidden states (Hinton et al. 2015; Sun et al. 2019; Jiao et al. 2020)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from compress.training import Corpus, Inputs, Objective, Progress, model_inputs
+
+ANSWERS = ("teacher_logits", "teacher_states")
+
+
+def classification(model: Any, inputs: Inputs) -> Tensor:
+    """Cross entropy with the data's labels: what a teacher is trained on."""
+    return F.cross_entropy(model(**model_inputs(inputs)), inputs["labels"])
+
+
+def pooled(state: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real tokens: [B, S, W] and [B, S] → [B, W]."""
+    weights = mask.to(state.dtype).unsqueeze(-1)
+    return (state * weights).sum(1) / weights.sum(1)
+
+
+@torch.no_grad()
+def teacher_answers(teacher: Any, corpus: Corpus, layers: list[int], file: Path, progress: Progress, *, bf16: bool = False) -> dict[str, Tensor]:
+    """Run the teacher once over `corpus`: `teacher_logits` [n, labels] and `teacher_states` [n, len(layers), W], mean-pooled.
+
+    The answers are kept in `file`, which a second call reads. bf16: compute in bfloat16.
+    """
+    if file.exists():
+        return load_file(file)
+    teacher.eval()
+    answers: dict[str, Tensor] = {}
+    batches = corpus.batches(64)
+    for number, rows in enumerate(batches, start=1):
+        inputs = corpus.batch(rows)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits, states = teacher.states(**model_inputs(inputs))
+        found = (logits.float(), torch.stack([pooled(states[layer].float(), inputs["attention_mask"]) for layer in layers], 1))
+        for name, values in zip(ANSWERS, found, strict=True):
+            answers.setdefault(name, torch.zeros(len(corpus), *values.shape[1:]))[rows] = values
+        progress(number, len(batches), "")
+    partial = file.with_suffix(".partial")
+    save_file(answers, partial)
+    partial.rename(file)
+    return answers
+
+
+def soft_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """KL divergence from teacher to student at `temperature`, times its square (Hinton et al. 2015, §2). Both [B, labels]."""
+    student, teacher = (F.log_softmax(values / temperature, -1) for values in (logits, teacher_logits))
+    return F.kl_div(student, teacher, log_target=True, reduction="batchmean") * temperature**2
+
+
+def hidden_loss(state: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over the variance of the target, so that the weight means the same for every layer and teacher. Same shapes."""
+    return F.mse_loss(state, target) / target.var().clamp_min(1e-6)
+
+
+def objective(*, soft: float, hard: float, hidden: float, temperature: float, along: Callable[[Inputs], tuple[Tensor, list[Tensor]]] | None = None) -> Objective:
+    """The weighted sum of the losses, as a function of a student and a batch that carries the teacher's answers.
+
+    along: for the states of all tokens: gives the teacher's logits and its mapped states [B, S, W] for a batch; without it, the
+    pooled states of the batch are compared. Student and teacher must be of one width where `hidden` is not 0.
+    """
+
+    def loss(model: Any, inputs: Inputs) -> Tensor:
+        logits, states = model.states(**model_inputs(inputs))
+        mask = inputs["attention_mask"]
+        if along is not None:
+            teacher_logits, teacher_states = along(inputs)
+            real = mask.bool()
+            pairs = [(state[real], target[real]) for state, target in zip(states, teacher_states, strict=True)]
+        else:
+            teacher_logits = inputs["teacher_logits"]
+            pairs = [(pooled(state, mask), target) for state, target in zip(states, inputs["teacher_states"].unbind(1), strict=True)]
+        total = logits.new_zeros((), dtype=torch.float32)
+        if soft:
+            total = total + soft * soft_loss(logits.float(), teacher_logits.float(), temperature)
+        if hard:
+            total = total + hard * F.cross_entropy(logits.float(), inputs["labels"])
+        if hidden:
+            total = total + hidden * torch.stack([hidden_loss(state.float(), target.float()) for state, target in pairs]).mean()
+        return total
+
+    return loss

@@ -1,0 +1,85 @@
+"""Heads and FFN neurons removed for good: the weights are cut, not masked."""
+
+import torch
+from torch import Tensor
+
+from compress.importance import Importance
+from model.encoder import Encoder
+from model.errors import ConfigError
+
+
+def counts(wanted: tuple[int, ...], present: list[int], what: str) -> list[int]:
+    """How many `what` to keep in each layer; raises ConfigError if that cannot be."""
+    kept = list(present) if not wanted else list(wanted) * len(present) if len(wanted) == 1 else list(wanted)
+    if len(kept) != len(present):
+        raise ConfigError(f"{len(kept)} numbers of {what} for {len(present)} layers.", "Give one number, or one for each layer.")
+    for layer, (keep, have) in enumerate(zip(kept, present, strict=True)):
+        if not 1 <= keep <= have:
+            raise ConfigError(f"Layer {layer} has {have} {what}; {keep} cannot be kept.", f"Give a number between 1 and {have}.")
+    return kept
+
+
+def choose(scores: list[Tensor], keep: list[int], allocation: str) -> list[list[int]]:
+    """The indices to keep in each layer, in rising order.
+
+    `uniform`: the best `keep[l]` of layer l. `global`: the best sum(keep) of all, each layer's scores first divided by their norm
+    (Molchanov et al. 2017, §2.2), at least one a layer.
+    """
+    if allocation == "uniform":
+        return [sorted(score.argsort(descending=True, stable=True)[:count].tolist()) for score, count in zip(scores, keep, strict=True)]
+    normed = [score / score.norm().clamp_min(1e-12) for score in scores]
+    best = [int(score.argmax()) for score in normed]
+    rest = sorted(
+        ((-float(value), layer, index) for layer, score in enumerate(normed) for index, value in enumerate(score) if index != best[layer])
+    )
+    chosen = [[index] for index in best]
+    for _, layer, index in rest[: sum(keep) - len(keep)]:
+        chosen[layer].append(index)
+    return [sorted(indices) for indices in chosen]
+
+
+def prune(model: Encoder, heads: list[list[int]], neurons: list[list[int]]) -> Encoder:
+    """A smaller encoder with only the given heads and neurons of each layer; keeping all of them gives the same model."""
+    layers = []
+    for layer, kept_heads, kept_neurons in zip(model.config.layers, heads, neurons, strict=True):
+        layers.append(
+            {
+                "attention": {**layer.attention.model_dump(), "heads": len(kept_heads)},
+                "feedforward": {**layer.feedforward.model_dump(), "neurons": len(kept_neurons)},
+            }
+        )
+    smaller = Encoder(model.config.changed(layers=layers))
+    weights = {}
+    for name, value in model.state_dict().items():
+        parts = name.split(".")
+        if parts[0] == "layers":
+            number = int(parts[1])
+            attention = model.config.layers[number].attention
+            value = _cut(value, parts[2:], heads[number], neurons[number], attention.heads, attention.head_width)
+        weights[name] = value.clone()
+    smaller.load_state_dict(weights)
+    return smaller
+
+
+def prune_by(model: Encoder, importance: list[Importance], heads: list[int], neurons: list[int], allocation: str) -> Encoder:
+    """`prune` to the given counts a layer by `importance`."""
+    return prune(
+        model,
+        choose([layer.heads for layer in importance], heads, allocation),
+        choose([layer.neurons for layer in importance], neurons, allocation),
+    )
+
+
+def _cut(value: Tensor, name: list[str], heads: list[int], neurons: list[int], present: int, width: int) -> Tensor:
+    """The rows or columns of one parameter that the kept heads and neurons use."""
+    columns = torch.tensor([head * width + offset for head in heads for offset in range(width)])
+    match name:
+        case ["attention", "qkv", _]:
+            return value[torch.cat([columns + part * present * width for part in range(3)])]
+        case ["attention", "output", "weight"]:
+            return value[:, columns]
+        case ["feedforward", "up" | "gate", _]:
+            return value[neurons]
+        case ["feedforward", "down", "weight"]:
+            return value[:, neurons]
+    return value

@@ -1,0 +1,97 @@
+"""int8 in the form that ONNX Runtime runs as integers: learned or calibrated ranges, then frozen modules (Jacob et al. 2018).
+
+Activations: uint8, one range a tensor, watched by torchao's moving-average observer. Weights: int8, one scale a row. While it is
+trained, a `FakeQuantizedLinear` rounds as the frozen module will; gradients pass straight through the rounding.
+"""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchao.quantization.pt2e import FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver
+
+from compress.training import Inputs, model_inputs
+from model.encoder import Encoder
+from model.errors import ConfigError
+from model.quantized import QuantizedEmbedding, QuantizedLinear, quantize_rows
+
+AVERAGING = 0.05  # share of the newest batch in the moving average of a range
+
+
+class FakeQuantizedLinear(nn.Linear):
+    """A linear whose input and weights are rounded as `QuantizedLinear` would; trainable."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.activation = FusedMovingAvgObsFakeQuantize(
+            observer=MovingAverageMinMaxObserver,
+            averaging_constant=AVERAGING,
+            dtype=torch.uint8,
+            quant_min=0,
+            quant_max=255,
+            qscheme=torch.per_tensor_affine,
+            eps=1e-6,
+        )
+        self.rounds = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., in] to [.., out]."""
+        x = self.activation(x.float())
+        if not self.rounds:
+            return F.linear(x, self.weight, self.bias)
+        _, scales = quantize_rows(self.weight)
+        zeros = torch.zeros_like(scales, dtype=torch.int32)
+        return F.linear(x, torch.fake_quantize_per_channel_affine(self.weight, scales, zeros, 0, -127, 127), self.bias)
+
+
+def linears(model: Encoder, keep: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Names of the linears of the layers, without those to `keep` in fp32; the head always stays fp32.
+
+    Raises ConfigError if a name to keep does not exist.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith("layers.")]
+    if unknown := sorted(set(keep) - set(names)):
+        raise ConfigError(f"There is no linear {', '.join(unknown)} to keep.", f"The linears are: {', '.join(names)}.")
+    return tuple(name for name in names if name not in keep)
+
+
+def observed(model: Encoder, names: tuple[str, ...]) -> Encoder:
+    """A copy of `model` whose linears `names` are FakeQuantizedLinear, with ranges still to be seen."""
+    model = copy.deepcopy(model)
+    for name in names:
+        linear: Any = model.get_submodule(name)
+        fake = FakeQuantizedLinear(linear.in_features, linear.out_features)
+        fake.load_state_dict(linear.state_dict(), strict=False)
+        model.set_submodule(name, fake)
+    return model
+
+
+@torch.no_grad()
+def calibrate(model: Encoder, batches: Iterable[Inputs]) -> None:
+    """Watch the ranges of activations over `batches`; nothing is rounded while they are watched."""
+    fakes = [module for module in model.modules() if isinstance(module, FakeQuantizedLinear)]
+    model.eval()
+    for fake in fakes:
+        fake.activation.disable_fake_quant()
+        fake.rounds = False
+    for inputs in batches:
+        model(**model_inputs(inputs))
+    for fake in fakes:
+        fake.activation.enable_fake_quant()
+        fake.rounds = True
+
+
+def freeze(model: Encoder, names: tuple[str, ...], *, embeddings: bool) -> Encoder:
+    """An encoder with int8 modules in place of the FakeQuantizedLinear `names`, and of the token table if `embeddings`."""
+    frozen = copy.deepcopy(model)
+    frozen.config = model.config.changed(quantization={"linears": names, "embeddings": embeddings})
+    for name in names:
+        fake: Any = model.get_submodule(name)
+        scale, zero_point = fake.activation.calculate_qparams()
+        frozen.set_submodule(name, QuantizedLinear.from_linear(fake, float(scale), int(zero_point)))
+    if embeddings:
+        frozen.set_submodule("embeddings.tokens", QuantizedEmbedding.from_embedding(model.embeddings.tokens))
+    return frozen.eval()

@@ -1,0 +1,122 @@
+"""Recipes: stages in a row, from a TOML file. A recipe holds the same options as the commands, and nothing else.
+
+    data = "tweets"
+
+    [[stage]]
+    run = "train"
+    out = "teacher"
+    base = "minilm"
+    epochs = 1
+
+    [[stage]]
+    run = "distill"
+    out = "student"
+    teacher = "teacher"        # the `out` of an earlier stage, or a path
+"""
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.config import Options, read_options
+from compress.sources import named, open_sources
+from compress.stage import STAGES, Outcome, Stage, run_stage
+from model.errors import ConfigError
+
+SHIPPED = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a recipe: its name in the recipe, its options, the names of its sources by role."""
+
+    stage: Stage
+    out: str
+    options: Options
+    sources: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; `data` is what `load_data` takes."""
+
+    name: str
+    data: dict[str, Any]
+    steps: tuple[Step, ...]
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with alambic."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def read_recipe(value: str) -> Recipe:
+    """Read a shipped recipe by name or a TOML file by path, and check all of it before anything runs.
+
+    Raises ConfigError: no such recipe, damaged TOML, an unknown key, stage or source.
+    """
+    path = SHIPPED / f"{value}.toml" if value in shipped() else Path(value)
+    if not path.is_file():
+        raise ConfigError(f"There is no recipe {value!r}.", f"Shipped recipes: {', '.join(shipped())}; or give the path of a TOML file.")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}.", "Mend that line; `compress run --help` shows a recipe.") from None
+    _known(content, {"data", "text", "label", "stage"}, str(path))
+    if not isinstance(content.get("data"), str):
+        raise ConfigError(f"{path} names no data.", 'Add a line such as data = "tweets" at its top.')
+    tables = content.get("stage", [])
+    if not isinstance(tables, list) or not tables:
+        raise ConfigError(f"{path} has no [[stage]].", "A recipe is a list of [[stage]] tables, each with `run` and `out`.")
+    steps: list[Step] = []
+    for number, table in enumerate(tables, start=1):
+        steps.append(_step(dict(table), f"{path}, stage {number}", [step.out for step in steps]))
+    text = content.get("text", [])
+    data = {"source": content["data"], "text": [text] if isinstance(text, str) else text, "label": content.get("label", "")}
+    return Recipe(path.stem, data, tuple(steps))
+
+
+def run_recipe(
+    recipe: Recipe, out: Path, *, overwrite: bool, done: Callable[[int, Step, Outcome], None], begin: Callable[[int, Step], None]
+) -> list[Outcome]:
+    """Run every stage into `out`/NAME, skipping what is up to date; `begin` and `done` are told of each."""
+    from compress.data import load_data
+
+    data = load_data(**recipe.data)
+    outcomes: list[Outcome] = []
+    for number, step in enumerate(recipe.steps):
+        names = {earlier.out for earlier in recipe.steps[:number]}
+        paths = {role: str(out / value) if value in names else value for role, value in step.sources.items()}
+        sources = open_sources(step.stage.kinds, paths)
+        begin(number, step)
+        used = data if step.stage.needs_data else None
+        outcomes.append(run_stage(step.stage, step.options, sources, used, out / step.out, overwrite=overwrite))
+        done(number, step, outcomes[-1])
+    return outcomes
+
+
+def _step(table: dict[str, Any], where: str, earlier: list[str]) -> Step:
+    name = table.pop("run", None)
+    if name not in STAGES:
+        raise ConfigError(f"{where}: there is no stage {name!r}.", f"Stages: {', '.join(STAGES)}.")
+    stage = STAGES[name]
+    out = table.pop("out", name)
+    if not isinstance(out, str) or "/" in out or out in earlier:
+        raise ConfigError(f"{where}: out = {out!r} is not a new plain name.", "Each stage writes its own folder.")
+    sources: dict[str, str] = {}
+    for role, optional in stage.roles.items():
+        value = table.pop(role, None)
+        if value is None and not optional:
+            raise ConfigError(f"{where}: {name} needs `{role}`.", f"Give the `out` of an earlier stage ({', '.join(earlier) or 'none yet'}) or a path.")
+        if value is not None:
+            sources |= named([str(item) for item in value]) if isinstance(value, list) else {role: str(value)}
+    known = {"run", "out", *stage.roles, *stage.options.model_fields}
+    _known(table, known, where)
+    return Step(stage, out, read_options(stage.options, table, where), sources)
+
+
+def _known(table: dict[str, Any], known: set[str], where: str) -> None:
+    if unknown := sorted(table.keys() - known):
+        raise ConfigError(f"{where}: unknown key {', '.join(map(repr, unknown))}.", f"Known keys: {', '.join(sorted(known))}.")

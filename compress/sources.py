@@ -1,0 +1,70 @@
+"""What a stage starts from: artifacts, checkpoints of other makers, configurations; each with a digest."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress import builtin
+from model.artifact import MANIFEST, Artifact, Kind, directory_digest, file_sha256, open_artifact
+from model.errors import ArtifactError, ConfigError, require
+
+
+@dataclass(frozen=True)
+class Source:
+    """A path, what it was called, and the digest of what is there; `artifact` is None for what is not ours."""
+
+    path: Path
+    name: str
+    digest: str
+    artifact: Artifact | None = None
+
+    @property
+    def model(self) -> Artifact:
+        """The artifact; raises ArtifactError for anything that is not one."""
+        if self.artifact is None:
+            raise ArtifactError(f"{self.path} is not an alambic artifact.", "Make one of it with `compress train DATA --base …`.")
+        return self.artifact
+
+
+def open_sources(kinds: Mapping[str, Kind | None], paths: Mapping[str, str]) -> dict[str, Source]:
+    """Open each role's path, verified and of the kind that the role wants (None: anything that `open_source` knows)."""
+    return {role: open_source(path, kinds.get(role)) for role, path in paths.items()}
+
+
+def named(paths: list[str]) -> dict[str, str]:
+    """The paths under the names of their last parts, as a benchmark calls its models; raises ConfigError if two are alike."""
+    names = [Path(path).name for path in paths]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Two of the models have the same name ({', '.join(names)}).", "Rename one directory: the report tells them apart by it.")
+    return dict(zip(names, paths, strict=True))
+
+
+def open_source(value: str, kind: Kind | None = None) -> Source:
+    """An artifact of `kind`, or, where `kind` is None, whatever can be started from.
+
+    That is an artifact directory, the built-in `minilm`, a directory of transformers, a JSON file with an encoder configuration, a
+    SentencePiece model, or the id of a model on the Hugging Face hub. Raises ArtifactError or ConfigError that lists them.
+    """
+    path = Path(value)
+    if kind is not None or (path / MANIFEST).exists() or path.with_name(path.name + ".partial").exists():
+        artifact = open_artifact(path, kind)
+        return Source(path, path.name, artifact.digest, artifact)
+    if path.is_file():
+        return Source(path, path.name, file_sha256(path))
+    if not path.is_dir():
+        path = builtin.base_directory(value) if value in builtin.BASES else _from_hub(value)
+    return Source(path, Path(value).name, directory_digest(path))
+
+
+def _from_hub(value: str) -> Path:
+    require("train", "huggingface_hub")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    wanted = f"a directory, a built-in model ({', '.join(builtin.BASES)}), or the id of a model on the hub"
+    if value.count("/") > 1 or value.startswith((".", "/")):
+        raise ArtifactError(f"There is nothing at {value}.", f"Give {wanted}.")
+    try:
+        return Path(snapshot_download(value, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except (OSError, ValueError, HFValidationError) as error:
+        raise ConfigError(f"There is no model {value!r} here, and the hub did not give it ({type(error).__name__}).", f"Give {wanted}.") from None

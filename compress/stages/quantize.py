@@ -1,0 +1,48 @@
+"""Make linears and embeddings int8: by calibration alone, or trained with the rounding in place."""
+
+from collections.abc import Mapping
+
+from compress.config import QuantizeOptions
+from compress.data import Data
+from compress.evaluation import measure
+from compress.progress import bar, say
+from compress.quantization import calibrate, freeze, linears, observed
+from compress.sources import Source
+from compress.stage import Result, Workspace
+from compress.tasks import labels_agree, trainable
+from compress.teaching import lessons
+from compress.training import prepare, tokenize, train
+from model.checkpoint import load_model, save_model
+from model.errors import ConfigError
+from model.tokenizer import open_tokenizer
+
+
+def run(options: QuantizeOptions, sources: Mapping[str, Source], data: Data, workspace: Workspace) -> Result:
+    """See compress.stage."""
+    trainable(data)
+    source = sources["model"].model
+    labels_agree(source.manifest.labels, data)
+    prepare(options)
+    model = load_model(source.path)
+    if model.config.quantization:
+        raise ConfigError(f"{source.path} is quantized already.", "Give the model that it was made from.")
+    names = linears(model, options.keep)
+    tokenizer = open_tokenizer(source.path, options.max_length)
+    corpus = tokenize(tokenizer, data.splits["train"])
+    say(f"  {len(names)} linears to int8, ranges from {min(options.calibration_texts, len(corpus)):,} texts")
+    watched = observed(model, names)
+    with bar("calibrating") as progress:
+        calibrate(watched, corpus.subset(options.calibration_texts, options.seed).passing(options.batch_size, progress))
+    trained = None
+    if options.method == "qat":
+        if options.train_texts:
+            corpus = corpus.subset(options.train_texts, options.seed)
+        teacher = load_model(sources["teacher"].path) if "teacher" in sources else None
+        corpus, objective = lessons(watched, teacher, corpus, options, workspace.work)
+        with bar("training with rounding") as progress:
+            trained = train(watched, corpus, objective, options, workspace.work, progress)
+    frozen = freeze(watched, names, embeddings=options.embeddings == "int8")
+    save_model(frozen, workspace.artifact, source.manifest.labels)
+    tokenizer.save(workspace.artifact)
+    metrics = measure(frozen, tokenize(tokenizer, data.splits["validation"]), latency=False)  # int8 is quick in ONNX Runtime alone
+    return Result(data.task, source.manifest.labels, {**metrics, **({"training": trained} if trained else {})})

@@ -1,0 +1,108 @@
+"""An encoder as an ONNX graph: torch.export, then the rewrites that let ONNX Runtime run it well.
+
+Inputs `input_ids`, `attention_mask` (and `token_type_ids` for pairs), int64 [batch, length], both dynamic; output `logits`,
+float32 [batch, labels]. Standard operators only.
+"""
+
+import io
+import logging
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from model.encoder import Encoder
+
+OPSET = 20  # below, GELU becomes a pattern that ONNX Runtime does not fuse
+OPSET_RMSNORM = 23  # from here on RMSNorm is one operator
+
+
+def opset_for(model: Encoder) -> int:
+    """The lowest operator set in which every part of `model` is one operator that ONNX Runtime runs fast."""
+    return OPSET_RMSNORM if model.config.norm.kind == "rmsnorm" else OPSET
+
+
+def export_graph(model: Encoder, file: Path, *, opset: int, pairs: bool) -> None:
+    """Write `model` to `file`, with every weight inside; the same model gives the same bytes."""
+    length = min(16, model.config.max_length)
+    names = ("input_ids", "attention_mask", *(("token_type_ids",) if pairs else ()))
+    example = tuple(torch.ones(2, length, dtype=torch.int64) for _ in names)
+    axes = {0: torch.export.Dim("batch", min=1, max=65536), 1: torch.export.Dim("length", min=2, max=model.config.max_length)}
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations
+            program = torch.onnx.export(
+                model.eval(),
+                example,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(names),
+                output_names=["logits"],
+                dynamic_shapes=tuple(axes for _ in names),
+                verbose=False,
+            )
+            assert program is not None
+            graph = program.model_proto
+    finally:
+        quiet.setLevel(level)
+    _integer_biases(graph)
+    _anonymous(graph)
+    onnx.checker.check_model(graph, full_check=True)
+    file.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def _integer_biases(model: ModelProto) -> None:
+    """Give the Gemms of quantized linears an int32 bias with the scale of their products, and every zero point in writing.
+
+    Only then does ONNX Runtime run them as QGemm; with a float bias or an implied zero point they silently stay float.
+    """
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+
+    def dequantized(name: str) -> NodeProto | None:
+        node = makers.get(name)
+        while node is not None and node.op_type in ("Transpose", "Identity"):
+            node = makers.get(node.input[0])
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        activation, weight = (dequantized(name) for name in node.input[:2]) if node.op_type == "Gemm" else (None, None)
+        if activation is not None and weight is not None and len(node.input) == 3 and node.input[2] in constants:
+            scale_x, scale_w = (numpy_helper.to_array(constants[part.input[1]]) for part in (activation, weight))
+            bias = numpy_helper.to_array(constants[node.input[2]])
+            scale = (scale_x.astype(np.float64) * scale_w.astype(np.float64).reshape(-1)).astype(np.float32)
+            limits = np.iinfo(np.int32)
+            integers = np.clip(np.round(bias / scale.astype(np.float64)), limits.min, limits.max).astype(np.int32)
+            stem = node.input[2]
+            parts = {"int32": integers, "scale": scale, "zero": np.zeros_like(integers), "weight_zero": np.zeros(len(scale), np.int8)}
+            graph.initializer.extend(numpy_helper.from_array(array, f"{stem}_{name}") for name, array in parts.items())
+            if len(weight.input) == 2:
+                weight.input.append(f"{stem}_weight_zero")
+            inputs = [f"{stem}_int32", f"{stem}_scale", f"{stem}_zero"]
+            nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{stem}_dequantized"], axis=0))
+            node.input[2] = f"{stem}_dequantized"
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {name for node in graph.node for name in node.input}
+    kept: list[TensorProto] = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _anonymous(model: ModelProto) -> None:
+    """Drop what the exporter notes about the source (stack traces with paths): it differs between machines and helps nobody."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    del graph.value_info[:]

@@ -1,0 +1,82 @@
+"""PyTorch against the exported graph, through the real predictor, over a grid of shapes with uneven padding."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from model.encoder import Encoder
+from model.errors import GateError
+from model.tokenizer import Batch
+
+
+class Runs(Protocol):
+    """What is compared: anything that gives logits for a batch."""
+
+    def logits(self, batch: Batch) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The worst of all shapes: largest difference of a logit, least signal-to-noise ratio in dB, and where each was seen."""
+
+    difference: float
+    signal_db: float
+    worst_shape: tuple[int, int]
+    shapes: int
+
+
+def grid(longest: int) -> list[tuple[int, int]]:
+    """Batch and length of each trial: length 1, odd, powers of two and one beside them, the longest."""
+    lengths = sorted({length for length in (1, 2, 7, 16, 31, 33, 64, longest - 1, longest) if 1 <= length <= longest})
+    return [(batch, length) for length in lengths for batch in ((1, 3) if length < 100 else (1, 2))] + [(17, min(23, longest))]
+
+
+def batch_of(shape: tuple[int, int], vocabulary: int, seed: int, *, pairs: bool) -> Batch:
+    """Random ids of `shape`; each row but the first is padded to a length of its own, the second one to length 1."""
+    random = np.random.default_rng(seed)
+    batch, length = shape
+    ids = random.integers(0, vocabulary, shape)
+    lengths = random.integers(1, length + 1, batch)
+    lengths[0] = length
+    lengths[1:2] = 1
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
+    types = {"token_type_ids": random.integers(0, 2, shape) * mask} if pairs else {}
+    return {"input_ids": ids * mask, "attention_mask": mask, **types}
+
+
+@torch.no_grad()
+def compare(model: Encoder, predictor: Runs, *, pairs: bool, seed: int = 0) -> Parity:
+    """Run both over the grid; the signal-to-noise ratio is that of each shape's logits."""
+    worst, least, where = 0.0, math.inf, (0, 0)
+    shapes = grid(model.config.max_length)
+    for number, shape in enumerate(shapes):
+        batch = batch_of(shape, model.config.vocabulary, seed + number, pairs=pairs)
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
+        expected = model(**tensors).numpy().astype(np.float64)
+        found = predictor.logits(batch).astype(np.float64)
+        if found.shape != expected.shape or not np.isfinite(found).all():
+            raise GateError(f"At batch and length {shape} the file gives {found.shape} instead of {expected.shape}, or no numbers.", "")
+        noise = np.square(found - expected).sum()
+        signal = 10 * math.log10(np.square(expected).sum() / noise) if noise else math.inf
+        difference = float(np.abs(found - expected).max())
+        if difference > worst:
+            worst, where = difference, shape
+        least = min(least, signal)
+    return Parity(worst, least, where, len(shapes))
+
+
+def gate(parity: Parity, *, tolerance: float | None, signal: float) -> None:
+    """Raise GateError if fp32 differs by more than `tolerance`, or (tolerance None) int8's signal is under `signal` dB."""
+    if tolerance is not None and parity.difference > tolerance:
+        raise GateError(
+            f"The exported graph differs from PyTorch by {parity.difference:.2g} at batch and length {parity.worst_shape} (allowed: {tolerance:g}).",
+            "Nothing was written. --tolerance sets what is allowed.",
+        )
+    if tolerance is None and parity.signal_db < signal:
+        raise GateError(
+            f"The exported int8 graph is {parity.signal_db:.1f} dB from PyTorch, worst at batch and length {parity.worst_shape} (asked: {signal:g} dB).",
+            "Nothing was written. --signal sets what is asked.",
+        )

@@ -1,0 +1,114 @@
+"""Our weights on disk: `model.safetensors` and `config.json`, never a pickle."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.config import EncoderConfig, read_config
+from model.encoder import Encoder
+from model.errors import ArtifactError, ConfigError
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save_model(encoder: Encoder, directory: Path, labels: Sequence[str]) -> None:
+    """Write weights and configuration into `directory`, which exists; equal weights give equal bytes.
+
+    Raises ConfigError if `labels` are not as many as the head's.
+    """
+    write_config(directory, encoder.config, labels, "alambic")
+    save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, directory / WEIGHTS)
+
+
+def load_model(directory: Path) -> Encoder:
+    """The encoder in `directory`, on the CPU and in eval mode.
+
+    Raises ArtifactError for a missing or unreadable file, and for a tensor that is missing, unknown, or not of the shape and type
+    that config.json asks for.
+    """
+    config = read_model_config(directory)
+    with torch.random.fork_rng(devices=[]):  # the fresh weights leave no trace in the caller's random numbers
+        encoder = Encoder(config)
+    tensors = read_tensors(directory / WEIGHTS)
+    _compare(encoder.state_dict(), tensors, directory / WEIGHTS)
+    encoder.load_state_dict(tensors)
+    return encoder.eval()
+
+
+def write_config(directory: Path, config: EncoderConfig, labels: Sequence[str], model_type: Literal["alambic", "bert"]) -> None:
+    """Write config.json: what transformers reads (`model_type`, the labels), and ours under "alambic".
+
+    Raises ConfigError if `labels` are not as many as the head's.
+    """
+    if len(labels) != config.head.labels:
+        raise ConfigError(
+            f"There are {len(labels)} labels ({', '.join(labels)}), but the head has {config.head.labels} outputs.",
+            "Name one label for each output.",
+        )
+    values = {
+        "model_type": model_type,
+        "num_labels": len(labels),
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+        "alambic": config.model_dump(mode="json"),
+    }
+    (directory / CONFIG).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_model_config(directory: Path) -> EncoderConfig:
+    """The encoder's configuration in `directory`/config.json.
+
+    Raises ArtifactError if there is none, ConfigError if it cannot be.
+    """
+    values = read_json(directory / CONFIG)
+    if not isinstance(values.get("alambic"), dict):
+        raise ArtifactError(
+            f"{directory / CONFIG} has no part 'alambic': this is not a model of ours.",
+            "A BERT-family checkpoint becomes one by `compress train DATA --base DIR --out OUT`.",
+        )
+    return read_config(values["alambic"], f"encoder configuration in {directory / CONFIG}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; raises ArtifactError if there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.", "Give the directory of a model.") from None
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{path} holds a {type(values).__name__}, not a JSON object.", "Give the directory of a model.")
+    return values
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in the safetensors file `path`; raises ArtifactError if it cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.", "Weights are read from one safetensors file, whole.") from None
+
+
+def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} is unknown" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} is {_form(found[name])} instead of {_form(expected[name])}"
+        for name in expected.keys() & found.keys()
+        if _form(found[name]) != _form(expected[name])
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5]) + ("; …" if len(problems) > 5 else "")
+        raise ArtifactError(
+            f"{path} does not fit its config.json: {shown}.", "Make the model again, or copy it again from where it is whole."
+        )
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -1,0 +1,89 @@
+"""Frozen int8 modules, in the form that ONNX Runtime computes with integers.
+
+Activations are uint8 with one scale and zero point a tensor, weights int8 with one scale a row (int8 activations or uint8 weights
+fall back to float or to slower kernels). The operators of `quantized_decomposed` compute the same in torch and become
+QuantizeLinear and DequantizeLinear when exported.
+"""
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`weight` [R, C] as int8 [R, C] in -127..127 and float32 scales [R], so that int8 * scale ≈ weight."""
+    scales = (weight.detach().abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny).float()
+    return (weight.detach() / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales
+
+
+class QuantizedLinear(nn.Module):
+    """A linear on uint8 activations and int8 weights [out, in]; cannot be trained.
+
+    `scale` and `zero_point` of the activations are plain numbers, because an exported graph needs them as constants; they travel in
+    the state as `_extra_state`, a float64 tensor of the two.
+    """
+
+    weight: Tensor
+    scales: Tensor
+    bias: Tensor
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(outputs, inputs, dtype=torch.int8))
+        self.register_buffer("scales", torch.ones(outputs))
+        self.register_buffer("bias", torch.zeros(outputs))
+        self.scale = 1.0
+        self.zero_point = 0
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, scale: float, zero_point: int) -> "QuantizedLinear":
+        """Freeze `linear`, whose input x is to be stored as uint8 round(x / scale) + zero_point."""
+        quantized = cls(linear.in_features, linear.out_features)
+        quantized.weight, quantized.scales = quantize_rows(linear.weight)
+        if linear.bias is not None:
+            quantized.bias = linear.bias.detach().clone()
+        # As float32, the type of a scale in an ONNX graph: torch and the graph then divide by the same number.
+        quantized.scale, quantized.zero_point = float(torch.tensor(scale, dtype=torch.float32)), zero_point
+        return quantized
+
+    def get_extra_state(self) -> Tensor:
+        """Scale and zero point of the activations as float64 [2]."""
+        return torch.tensor([self.scale, self.zero_point], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take scale and zero point from what `get_extra_state` gave."""
+        self.scale, self.zero_point = float(state[0]), int(state[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., in] to [.., out]."""
+        ops = torch.ops.quantized_decomposed
+        activation = (self.scale, self.zero_point, 0, 255, torch.uint8)
+        x = ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *activation), *activation)
+        weight = ops.dequantize_per_channel(self.weight, self.scales, None, 0, -127, 127, torch.int8)
+        return F.linear(x, weight, self.bias)
+
+
+class QuantizedEmbedding(nn.Module):
+    """A table of int8 rows [V, W], each with a float32 scale ([V, 1] in all); cannot be trained."""
+
+    weight: Tensor
+    scales: Tensor
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(rows, width, dtype=torch.int8))
+        self.register_buffer("scales", torch.ones(rows, 1))
+
+    @classmethod
+    def from_embedding(cls, embedding: nn.Embedding) -> "QuantizedEmbedding":
+        """Freeze `embedding`."""
+        quantized = cls(embedding.num_embeddings, embedding.embedding_dim)
+        quantized.weight, scales = quantize_rows(embedding.weight)
+        quantized.scales = scales[:, None]
+        return quantized
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows [.., W] of `ids` [..]."""
+        # Scaled after the gather: before it, an exported graph would dequantise the whole table in every run.
+        return F.embedding(ids, self.weight).float() * F.embedding(ids, self.scales)
