@@ -182,7 +182,7 @@ def run(recipe: str, out: str, overwrite: bool, as_json: bool) -> None:
 
     checked = read_recipe(recipe)
     say(f"{checked.name}: {' → '.join(step.stage.name for step in checked.steps)} on {checked.data['source']}, into {out}")
-    outcomes = run_recipe(checked, Path(out), overwrite=overwrite, done=lambda _, __, outcome: say(stage_line(outcome)))
+    outcomes = run_recipe(checked, Path(out), overwrite=overwrite, done=lambda outcome: say(stage_line(outcome)))
     last = outcomes[-1]
     if last.manifest.kind == "report":
         from compress.report import headline
@@ -195,6 +195,54 @@ def run(recipe: str, out: str, overwrite: bool, as_json: bool) -> None:
             click.echo(json.dumps(report))
     elif as_json:
         click.echo(json.dumps([{"out": str(outcome.path), "digest": outcome.manifest.digest} for outcome in outcomes]))
+
+
+PREDICT = """\b
+        compress predict runs/demo/onnx "what a lovely day" "I missed my train"
+        cat texts.txt | compress predict runs/demo/onnx --json
+        compress predict runs/demo/onnx --file reviews.csv --text body --out labelled.csv"""
+
+
+@cli.command(epilog=_epilog(PREDICT))
+@click.argument("artifact")
+@click.argument("texts", nargs=-1)
+@click.option("--file", type=click.Path(path_type=Path), help="CSV, TSV, JSONL (also .gz) or Parquet file with the texts.")
+@click.option("--text", multiple=True, help="Column of the file with the text; twice for pairs [default: text].")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the file's columns and the predictions here; the format by its ending.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where ONNX Runtime runs.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads on the CPU.")
+@click.option("--allow-fallback", is_flag=True, help="Take the CPU where CUDA was asked for and is not to be had.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with every probability.")
+def predict(
+    artifact: str,
+    texts: tuple[str, ...],
+    file: Path | None,
+    text: tuple[str, ...],
+    out: Path | None,
+    overwrite: bool,
+    provider: str,
+    threads: int,
+    allow_fallback: bool,
+    as_json: bool,
+) -> None:
+    """Label TEXTS, the rows of a file, or the lines of standard input with ARTIFACT."""
+    from compress.prediction import Device, label_texts
+
+    count = label_texts(
+        Path(artifact),
+        texts=texts,
+        file=file,
+        stdin=sys.stdin.buffer,
+        columns=text,
+        out=out,
+        overwrite=overwrite,
+        as_json=as_json,
+        device=Device(provider, threads, allow_fallback),
+        echo=click.echo,
+    )
+    if out is not None:
+        click.echo(f"{count:,} rows → {out}", err=True)
 
 
 @cli.command(epilog=_epilog("compress inspect runs/demo/onnx"))

@@ -78,10 +78,8 @@ def read_recipe(value: str) -> Recipe:
     return Recipe(path.stem, data, tuple(steps))
 
 
-def run_recipe(
-    recipe: Recipe, out: Path, *, overwrite: bool, done: Callable[[int, Step, Outcome], None], begin: Callable[[int, Step], None]
-) -> list[Outcome]:
-    """Run every stage into `out`/NAME, skipping what is up to date; `begin` and `done` are told of each."""
+def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool, done: Callable[[Outcome], None]) -> list[Outcome]:
+    """Run every stage into `out`/NAME, skipping what is up to date; `done` is told of each."""
     from compress.data import load_data
 
     data = load_data(**recipe.data)
@@ -90,10 +88,9 @@ def run_recipe(
         names = {earlier.out for earlier in recipe.steps[:number]}
         paths = {role: str(out / value) if value in names else value for role, value in step.sources.items()}
         sources = open_sources(step.stage.kinds, paths)
-        begin(number, step)
         used = data if step.stage.needs_data else None
         outcomes.append(run_stage(step.stage, step.options, sources, used, out / step.out, overwrite=overwrite))
-        done(number, step, outcomes[-1])
+        done(outcomes[-1])
     return outcomes
 
 

@@ -128,7 +128,12 @@ def run_stage(
             return Outcome(out, done, fresh=False)
         workspace = _begin(partial, plan, overwrite)
         started = time.time()
-        result = stage.run(options, sources, data, workspace)
+        try:
+            result = stage.run(options, sources, data, workspace)
+        except BaseException:
+            if not any(workspace.work.iterdir()):  # nothing to go on from
+                shutil.rmtree(partial)
+            raise
         made = {"kind": stage.kind, "task": result.task, "labels": result.labels, "metrics": result.metrics}
         card = write_card(stage=stage.name, options=plan["options"], data=plan["data"], **made)
         (workspace.artifact / "README.md").write_text(card, encoding="utf-8")

@@ -37,9 +37,7 @@ def test_a_silent_fall_back_is_an_error(run, artifact):
     done = predict(run, artifact, "--provider", "cuda")
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout == ""
-    assert "Error: " in done.stderr
-    assert "CUDA" in done.stderr
-    assert "CPUExecutionProvider" in done.stderr
+    assert "Error: CUDA was asked for, but ONNX Runtime could not load it and would run on the CPU." in done.stderr
     assert "--allow-fallback" in done.stderr
 
 
@@ -52,6 +50,5 @@ def test_a_fall_back_that_was_allowed_is_not(run, artifact):
 def test_both_packages_are_an_error(run, artifact, cpu_package):
     done = predict(run, artifact, PYTHONPATH=str(cpu_package))
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "Error: " in done.stderr
-    assert "onnxruntime-gpu" in done.stderr
-    assert "pip uninstall" in done.stderr
+    assert "Error: onnxruntime and onnxruntime-gpu are both installed." in done.stderr
+    assert "Hint: Mend it with: pip uninstall" in done.stderr

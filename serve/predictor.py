@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -116,10 +118,11 @@ def open_session(graph: Path, provider: str = "cpu", threads: int = 1, allow_fal
     wanted = [PROVIDERS["cpu"]]
     if provider == "cuda" and PROVIDERS["cuda"] in onnxruntime.get_available_providers():
         wanted = [PROVIDERS["cuda"], *wanted]
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # finds the CUDA and cuDNN that pip installed
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=wanted)
+        with redirect_stdout(sys.stderr):  # it prints what it misses of CUDA, and stdout is for answers
+            if len(wanted) > 1 and hasattr(onnxruntime, "preload_dlls"):
+                onnxruntime.preload_dlls()  # finds the CUDA and cuDNN that pip installed
+            session = onnxruntime.InferenceSession(graph, options, providers=wanted)
     except Exception as error:  # ONNX Runtime's errors have no class in common but this one
         hint = "Export the model again, or upgrade ONNX Runtime."
         raise ArtifactError(f"ONNX Runtime {onnxruntime.__version__} cannot run {graph}: {error}", hint) from None

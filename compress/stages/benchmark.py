@@ -87,7 +87,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
     """Identity and size of what a way runs; bytes are those of its weights or graph."""
     manifest = artifact.manifest
     weights = next(file for name, file in manifest.files.items() if name in ("model.safetensors", "model.onnx"))
-    known = {name: manifest.metrics[name] for name in ("parameters", "integer_linears") if name in manifest.metrics}
+    known: dict[str, Any] = {name: manifest.metrics[name] for name in ("parameters", "integer_linears") if name in manifest.metrics}
     return {"digest": manifest.digest, "bytes": weights.bytes, **known}
 
 

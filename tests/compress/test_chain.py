@@ -1,0 +1,155 @@
+"""The stages on real components: what each makes, and that a kill changes nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoTokenizer
+
+from compress.cli import cli
+from compress.config import TrainOptions
+from compress.training import Corpus, schedule_of_batches, train
+from export.torch_predictor import open_torch_predictor
+from model.artifact import open_artifact
+from model.checkpoint import load_model
+from model.tokenizer import open_tokenizer
+from serve.predictor import open_predictor, scores
+from tests.compress.chain import SMALL
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False, standalone_mode=False)
+
+
+def accuracy(folder: Path) -> float:
+    return float(open_artifact(folder).manifest.metrics["validation"]["accuracy"])
+
+
+def texts(house: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in (house / "data" / "test.jsonl").read_text().splitlines()]
+
+
+def test_each_stage_keeps_what_it_should(house):
+    assert accuracy(house / "teacher") > 0.9
+    for name in ("student", "pruned", "quantized", "onnx"):
+        assert accuracy(house / name) > 0.85
+    depths = {name: len(load_model(house / name).config.layers) for name in ("teacher", "student", "pruned", "quantized")}
+    assert depths == {"teacher": 4, "student": 2, "pruned": 2, "quantized": 2}
+    assert {(layer.attention.heads, layer.feedforward.neurons) for layer in load_model(house / "pruned").config.layers} == {(2, 12)}
+    sizes = [sum(file.bytes for file in open_artifact(house / name).manifest.files.values()) for name in ("teacher", "student", "pruned")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert open_artifact(house / "onnx").manifest.metrics["integer_linears"] == {"integer": 8, "total": 8}
+
+
+def test_the_student_starts_from_the_layers_that_it_is_mapped_to(house):
+    assert open_artifact(house / "student").manifest.metrics["teacher_layers"] == [1, 3]
+
+
+def test_lineage_reaches_the_base(house):
+    manifest = open_artifact(house / "onnx").manifest
+    assert sorted(known["stage"] for known in manifest.ancestors.values()) == ["base", "base", "distill", "prune", "quantize", "train"]
+    assert manifest.parents == {"model": open_artifact(house / "quantized").digest}
+
+
+def test_every_way_of_running_a_model_agrees(house):
+    """ONNX Runtime, our modules and the transformers model, each with its own tokenizer."""
+    some = texts(house)[:20]
+    ours = scores(open_torch_predictor(house / "teacher", "torch"), some)
+    theirs = scores(open_torch_predictor(house / "teacher", "transformers"), some)
+    assert np.allclose(ours, theirs, atol=1e-5)
+    int8 = scores(open_predictor(house / "onnx"), some)
+    frozen = scores(open_torch_predictor(house / "quantized", "torch"), some)
+    assert np.allclose(int8, frozen, atol=0.05) and (int8.argmax(1) == frozen.argmax(1)).all()
+
+
+def test_autotokenizer_reads_every_artifact(house):
+    some = texts(house)[:5]
+    for name in ("teacher", "student", "onnx"):
+        ours = open_tokenizer(house / name, 24).ids(some)
+        assert AutoTokenizer.from_pretrained(house / name)(some)["input_ids"] == [encoding.ids for encoding in ours]
+
+
+def test_quantization_aware_training(house, tmp_path):
+    out = tmp_path / "qat"
+    method = ("--method", "qat", "--teacher", house / "teacher", *SMALL)
+    invoke("quantize", house / "pruned", "--data", house / "data", "--out", out, *method)
+    assert accuracy(out) > 0.85 and open_artifact(out).manifest.metrics["training"]["steps"] == 20
+    invoke("export", out, "--out", tmp_path / "onnx")
+    assert open_artifact(tmp_path / "onnx").manifest.metrics["integer_linears"]["integer"] == 8
+
+
+def test_distilling_states_of_all_tokens_with_the_teacher_running_along(house, tmp_path):
+    options = ("--hidden-states", "tokens", "--hard", "0.5", "--train-texts", "64", *SMALL)
+    invoke("distill", house / "teacher", "--data", house / "data", "--out", tmp_path / "student", "--epochs", 2, *options)
+    assert accuracy(tmp_path / "student") > 0.7
+
+
+def test_a_pruned_model_recovers_without_a_teacher_too(house, tmp_path):
+    options = ("--heads", "3,1", "--allocation", "global", "--neurons", "8", *SMALL)
+    invoke("prune", house / "student", "--data", house / "data", "--out", tmp_path / "pruned", *options)
+    kept = open_artifact(tmp_path / "pruned").manifest.metrics["kept"]
+    assert sum(heads for heads, _ in kept) == 4 and sum(neurons for _, neurons in kept) == 16
+
+
+def test_an_artifact_is_a_base_with_a_fresh_head(house, tmp_path):
+    invoke("train", house / "data", "--base", house / "pruned", "--out", tmp_path / "again", "--epochs", 2, *SMALL)
+    assert accuracy(tmp_path / "again") > 0.85
+
+
+@pytest.mark.parametrize("schedule", [1.0, 2.5, 0.3])
+def test_the_order_of_batches_is_the_seeds_and_covers_each_pass(schedule):
+    lengths = np.random.default_rng(1).integers(1, 40, 230)
+    batches = schedule_of_batches(lengths, 16, schedule, seed=3)
+    assert batches == schedule_of_batches(lengths, 16, schedule, seed=3) != schedule_of_batches(lengths, 16, schedule, seed=4)
+    assert len(batches) == round(schedule * 15)
+    for start in range(0, len(batches) - 14, 15):
+        assert sorted(row for rows in batches[start : start + 15] for row in rows) == list(range(230))
+    spreads = [lengths[rows].max() - lengths[rows].min() for rows in batches]
+    assert np.mean(spreads) < 8  # like lengths together: little padding
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("when", [1, 7, 14, 19])
+def test_a_killed_training_ends_in_the_same_weights(house, tmp_path, when):
+    """Dropout, order and optimizer go on as if nothing had happened, from wherever the last whole checkpoint was."""
+    tokenizer = open_tokenizer(house / "teacher", 24)
+    encodings = tokenizer.ids(texts(house))
+    corpus = Corpus(tokenizer, encodings, torch.arange(len(encodings)) % 2)
+    options = TrainOptions(batch_size=16, epochs=4, learning_rate=1e-3, threads=1, checkpoint_every=3)
+
+    def run(work: Path, kill_at: int) -> dict[str, torch.Tensor]:
+        from compress.distillation import classification
+        from compress.training import prepare
+
+        prepare(options)
+        model = load_model(house / "teacher")
+
+        def progress(done: int, total: int, words: str) -> None:
+            if done == kill_at:
+                raise Killed
+
+        train(model, corpus, classification, options, work, progress)
+        return model.state_dict()
+
+    whole = run(tmp_path / "whole", -1)
+    with pytest.raises(Killed):
+        run(tmp_path / "work", when)
+    half = tmp_path / "work" / "checkpoint-99"  # one that a kill left half-written
+    half.mkdir(parents=True)
+    again = run(tmp_path / "work", -1)
+    assert not half.exists()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_the_same_command_gives_the_same_digest_in_another_place(house, tmp_path):
+    shutil.copytree(house / "teacher", tmp_path / "moved")
+    for out, teacher in (("a", house / "teacher"), ("b", tmp_path / "moved")):
+        invoke("distill", teacher, "--data", house / "data", "--out", tmp_path / out, "--train-texts", 64, *SMALL)
+    assert open_artifact(tmp_path / "a").digest == open_artifact(tmp_path / "b").digest

@@ -1,0 +1,169 @@
+"""Students from their teacher; importance against finite differences; pruning against masking."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compress.distillation import classification, hidden_loss, objective, pooled, soft_loss
+from compress.importance import Importance, taylor
+from compress.pruning import choose, counts, prune, prune_by
+from compress.students import inherit, layer_map
+from model.errors import ConfigError
+from tests.model.tiny import batch, tiny_encoder
+
+
+def inputs(lengths=(5, 3, 7), seed=0):
+    ids, mask = batch(list(lengths), seed=seed)
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 2, 1])[: len(lengths)]}
+
+
+def logits(model, given):
+    with torch.no_grad():
+        return model(given["input_ids"], given["attention_mask"])
+
+
+@given(st.integers(1, 12).flatmap(lambda teacher: st.tuples(st.integers(1, teacher), st.just(teacher))))
+def test_layers_are_spread_evenly_and_the_last_is_the_last(sizes):
+    depth, teacher = sizes
+    layers = layer_map(depth, teacher)
+    assert layers == sorted(set(layers)) and len(layers) == depth and layers[-1] == teacher - 1
+    gaps = [b - a for a, b in zip([-1, *layers], layers, strict=False)]
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_the_trial_of_two_of_six():
+    assert layer_map(2, 6) == [2, 5]
+    assert layer_map(3, 6, (0, 2, 4)) == [0, 2, 4]
+
+
+@pytest.mark.parametrize("chosen", [(1,), (1, 1), (2, 1), (0, 6), (-1, 2)])
+def test_a_map_that_cannot_be_is_refused(chosen):
+    with pytest.raises(ConfigError, match="does not map 2 layers to a teacher of 6") as error:
+        layer_map(2, 6, chosen)
+    assert "2 rising numbers between 0 and 5" in error.value.hint
+
+
+def test_a_student_deeper_than_its_teacher_is_refused():
+    with pytest.raises(ConfigError, match="A student of 3 layers cannot come from a teacher of 2"):
+        layer_map(3, 2)
+
+
+def test_inheriting_every_layer_is_the_teacher_and_inheriting_one_skips_the_other():
+    teacher = tiny_encoder()
+    assert torch.equal(logits(inherit(teacher, [0, 1]).eval(), inputs()), logits(teacher, inputs()))
+    student = inherit(teacher, [1], dropout=0.0).eval()
+    given_inputs = inputs()
+    positions = teacher.embeddings.positions
+    teacher.layers[0].forward = lambda x, bias, positions=positions, kernel="": x  # type: ignore[method-assign]
+    assert torch.allclose(logits(student, given_inputs), logits(teacher, given_inputs), atol=1e-6)
+
+
+def test_taylor_scores_are_the_derivatives_of_gates():
+    """Against central differences of the loss, the gate put into the weights of the projection that it feeds."""
+    model = tiny_encoder()
+    one = inputs((6,))
+    found = taylor(model, [one], classification)
+    for layer, importance in enumerate(found):
+        for part, scores, width in (("attention.output", importance.heads, 6), ("feedforward.down", importance.neurons, 1)):
+            weight = model.get_submodule(f"layers.{layer}.{part}").weight
+            for unit in range(min(4, len(scores))):
+                columns = slice(unit * width, (unit + 1) * width)
+                losses = []
+                with torch.no_grad():
+                    whole = weight.clone()
+                    for gate in (1.01, 0.99):
+                        weight[:, columns] = whole[:, columns] * gate
+                        losses.append(float(classification(model, one)))
+                        weight.copy_(whole)
+                assert float(scores[unit]) == pytest.approx(abs(losses[0] - losses[1]) / 0.02, abs=1e-3)
+
+
+def test_taylor_adds_up_over_batches_and_leaves_the_model_alone():
+    model = tiny_encoder()
+    before = logits(model, inputs())
+    parts = [taylor(model, [inputs(seed=seed)], classification) for seed in (1, 2)]
+    both = taylor(model, [inputs(seed=1), inputs(seed=2)], classification)
+    assert torch.allclose(both[0].heads, parts[0][0].heads + parts[1][0].heads)
+    assert torch.equal(logits(model, inputs()), before) and all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_pruning_nothing_changes_nothing():
+    model = tiny_encoder()
+    same = prune(model, [[0, 1, 2, 3], [0, 1]], [list(range(32)), list(range(20))]).eval()
+    assert torch.equal(logits(same, inputs()), logits(model, inputs()))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True), st.lists(st.integers(0, 31), min_size=1, max_size=32, unique=True))
+def test_cutting_is_masking(heads, neurons):
+    """A cut model equals the whole one in which the projections' columns of all other heads and neurons are zero."""
+    model = tiny_encoder()
+    cut = prune(model, [sorted(heads), [1]], [sorted(neurons), list(range(20))]).eval()
+    with torch.no_grad():
+        for layer, kept in ((0, heads), (1, [1])):
+            weight = model.layers[layer].attention.output.weight
+            for head in set(range(weight.shape[1] // 6)) - set(kept):
+                weight[:, head * 6 : head * 6 + 6] = 0
+        for neuron in set(range(32)) - set(neurons):
+            model.layers[0].feedforward.down.weight[:, neuron] = 0
+    assert torch.allclose(logits(cut, inputs()), logits(model, inputs()), atol=1e-5)
+    assert [layer.attention.heads for layer in cut.config.layers] == [len(heads), 1]
+    assert cut.layers[0].attention.qkv.weight.shape == (3 * 6 * len(heads), 24)
+
+
+def test_glu_is_cut_too():
+    model = tiny_encoder(layers=[{"attention": {"heads": 2, "head_width": 6}, "feedforward": {"kind": "glu", "neurons": 10}}])
+    cut = prune(model, [[0, 1]], [[1, 4, 9]]).eval()
+    with torch.no_grad():
+        for neuron in set(range(10)) - {1, 4, 9}:
+            model.layers[0].feedforward.down.weight[:, neuron] = 0
+    assert torch.allclose(logits(cut, inputs()), logits(model, inputs()), atol=1e-6)
+
+
+def test_the_best_are_kept_in_each_layer_or_over_all():
+    scores = [torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([0.1, 0.9])]
+    assert choose(scores, [2, 1], "uniform") == [[0, 1], [1]]
+    assert choose([torch.tensor([10.0, 9.0, 8.0]), torch.tensor([1.0, 0.001, 0.001])], [2, 2], "global") == [[0, 1, 2], [0]]
+    importance = [Importance(scores[0], torch.rand(32)), Importance(scores[1], torch.rand(20))]
+    smaller = prune_by(tiny_encoder(), importance, [2, 1], [8, 5], "uniform")
+    assert [(layer.attention.heads, layer.feedforward.neurons) for layer in smaller.config.layers] == [(2, 8), (1, 5)]
+
+
+def test_counts_are_one_number_or_one_a_layer():
+    assert counts((), [4, 2], "heads") == [4, 2]
+    assert counts((2,), [4, 2], "heads") == [2, 2]
+    assert counts((3, 1), [4, 2], "heads") == [3, 1]
+    with pytest.raises(ConfigError, match="Layer 1 has 2 heads; 3 cannot be kept"):
+        counts((3,), [4, 2], "heads")
+    with pytest.raises(ConfigError, match="3 numbers of heads for 2 layers"):
+        counts((1, 1, 1), [4, 2], "heads")
+
+
+def test_soft_loss_is_the_divergence_by_its_formula():
+    student, teacher, temperature = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64), 3.0
+    p, q = (torch.softmax(values / temperature, -1) for values in (teacher, student))
+    expected = temperature**2 * sum(float(p[i, j] * torch.log(p[i, j] / q[i, j])) for i in range(4) for j in range(3)) / 4
+    assert float(soft_loss(student, teacher, temperature)) == pytest.approx(expected)
+    assert float(soft_loss(teacher, teacher, temperature)) == pytest.approx(0, abs=1e-12)
+
+
+def test_pooling_leaves_padding_out_and_the_hidden_loss_is_relative():
+    state, mask = torch.randn(2, 4, 3), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    assert torch.allclose(pooled(state, mask)[0], state[0, :2].mean(0))
+    target = torch.randn(8, 3)
+    assert float(hidden_loss(target * 0 + target.mean(), target)) == pytest.approx(23 / 24, rel=1e-4)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_the_labels():
+    teacher = tiny_encoder()
+    one = inputs()
+    with torch.no_grad():
+        teacher_logits, states = teacher.states(one["input_ids"], one["attention_mask"])
+        answers = {"teacher_logits": teacher_logits, "teacher_states": torch.stack([pooled(state, one["attention_mask"]) for state in states], 1)}
+        given_all = {**one, **answers}
+        weights = {"soft": 1.0, "hidden": 1.0, "temperature": 2.0}
+        assert float(objective(**weights, hard=0.0)(teacher, given_all)) == pytest.approx(0, abs=1e-6)
+        along = objective(**weights, hard=0.0, along=lambda _: (teacher_logits, states))
+        assert float(along(teacher, one)) == pytest.approx(0, abs=1e-6)
+        hard = objective(soft=0.0, hidden=0.0, hard=1.0, temperature=2.0)(teacher, given_all)
+        assert float(hard) == pytest.approx(float(classification(teacher, one)))

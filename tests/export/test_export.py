@@ -1,0 +1,154 @@
+"""The exported graph against PyTorch through the real predictor, and each gate broken on purpose."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from compress.quantization import calibrate, freeze, linears, observed
+from export import graph
+from export.audit import Audit, audit
+from export.audit import gate as audit_gate
+from export.graph import export_graph, opset_for
+from export.parity import Parity, batch_of, compare, grid
+from export.parity import gate as parity_gate
+from model.errors import GateError
+from tests.model.tiny import batch, tiny_encoder
+
+
+class Session:
+    """The least that parity needs."""
+
+    def __init__(self, file: Path) -> None:
+        self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        self.inputs = {entry.name for entry in self.session.get_inputs()}
+
+    def logits(self, given):
+        return self.session.run(["logits"], {name: array for name, array in given.items() if name in self.inputs})[0]
+
+
+def quantized(**changes):
+    model = tiny_encoder(**changes)
+    names = linears(model)
+    watched = observed(model, names)
+    calibrate(watched, [dict(zip(("input_ids", "attention_mask"), batch([9, 4, 12], seed=seed), strict=True)) for seed in range(4)])
+    return freeze(watched, names, embeddings=True)
+
+
+SHAPES = [
+    {},
+    {"positions": {"kind": "rotary"}, "norm": {"kind": "rmsnorm"}, "norm_first": True},
+    {"layers": [{"attention": {"heads": 3, "head_width": 8}, "feedforward": {"kind": "glu", "neurons": 12}}], "head": {"labels": 3, "pooling": "cls"}},
+]
+
+
+@pytest.mark.parametrize("changes", SHAPES)
+def test_the_graph_gives_pytorchs_logits_at_every_shape(tmp_path, changes):
+    model = tiny_encoder(**changes)
+    export_graph(model, tmp_path / "model.onnx", opset=opset_for(model), pairs=False)
+    found = compare(model, Session(tmp_path / "model.onnx"), pairs=False)
+    assert found.difference < 1e-5 and found.shapes >= 8
+    assert "SkipLayerNormalization" not in audit(tmp_path / "model.onnx").operators
+
+
+def test_pairs_have_their_own_input(tmp_path):
+    model = tiny_encoder(token_types=2)
+    export_graph(model, tmp_path / "model.onnx", opset=20, pairs=True)
+    session = Session(tmp_path / "model.onnx")
+    assert session.inputs == {"input_ids", "attention_mask", "token_type_ids"}
+    assert compare(model, session, pairs=True).difference < 1e-5
+
+
+@pytest.mark.parametrize("changes", SHAPES[:2])
+def test_quantized_linears_run_as_integers_and_answer_as_in_pytorch(tmp_path, changes):
+    model = quantized(**changes)
+    export_graph(model, tmp_path / "model.onnx", opset=opset_for(model), pairs=False)
+    found = audit(tmp_path / "model.onnx")
+    assert (found.integer, found.float) == (8, 1)  # the head stays fp32
+    assert compare(model, Session(tmp_path / "model.onnx"), pairs=False).signal_db > 30
+    audit_gate(found, integer=8, file=tmp_path / "model.onnx")
+
+
+def test_a_text_answers_alike_alone_and_in_a_batch(tmp_path):
+    """Static scales: nothing depends on the neighbours, to the last bit but for the order of sums."""
+    export_graph(quantized(), tmp_path / "model.onnx", opset=20, pairs=False)
+    session = Session(tmp_path / "model.onnx")
+    ids, mask = (tensor.numpy() for tensor in batch([12, 5, 1]))
+    together = session.logits({"input_ids": ids, "attention_mask": mask})
+    for row, length in enumerate((12, 5, 1)):
+        alone = session.logits({"input_ids": ids[row : row + 1, :length], "attention_mask": mask[row : row + 1, :length]})
+        assert np.allclose(alone[0], together[row], atol=1e-5)
+
+
+def test_the_same_model_gives_the_same_bytes_and_no_paths(tmp_path):
+    for name in ("a", "b"):
+        export_graph(tiny_encoder(), tmp_path / name, opset=20, pairs=False)
+    content = (tmp_path / "a").read_bytes()
+    assert content == (tmp_path / "b").read_bytes()
+    assert b"site-packages" not in content and str(Path(graph.__file__).parent).encode() not in content
+
+
+def test_without_integer_biases_the_gate_says_no(tmp_path, monkeypatch):
+    """The silent trap: a graph full of QuantizeLinear in which nothing runs as integers."""
+    monkeypatch.setattr(graph, "_integer_biases", lambda model: None)
+    file = tmp_path / "model.onnx"
+    export_graph(quantized(), file, opset=20, pairs=False)
+    found = audit(file)
+    assert found.integer == 0 and found.operators["QuantizeLinear"] > 0
+    with pytest.raises(GateError, match="Only 0 of 8 quantized linears of model.onnx run as integers"):
+        audit_gate(found, integer=8, file=file)
+
+
+def test_a_slow_fusion_is_found(tmp_path):
+    """A post-norm residual in three dimensions: what ONNX Runtime fuses into the slow node."""
+    x = helper.make_tensor_value_info("x", 1, ["b", "s", 8])
+    y = helper.make_tensor_value_info("y", 1, ["b", "s", 8])
+    ones, zeros = numpy_helper.from_array(np.ones(8, np.float32), "g"), numpy_helper.from_array(np.zeros(8, np.float32), "z")
+    weights = numpy_helper.from_array(np.eye(8, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("Add", ["m", "z"], ["p"]),
+        helper.make_node("Add", ["x", "p"], ["a"]),
+        helper.make_node("LayerNormalization", ["a", "g", "z"], ["y"], axis=-1),
+    ]
+    made = helper.make_model(helper.make_graph(nodes, "g", [x], [y], [ones, zeros, weights]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, tmp_path / "slow.onnx")
+    found = audit(tmp_path / "slow.onnx")
+    assert found.operators["SkipLayerNormalization"] == 1
+    with pytest.raises(GateError, match="1 SkipLayerNormalization nodes of slow.onnx"):
+        audit_gate(found, integer=0, file=tmp_path / "slow.onnx")
+
+
+def test_parity_finds_one_wrong_weight_and_says_where(tmp_path):
+    model = tiny_encoder()
+    file = tmp_path / "model.onnx"
+    export_graph(model, file, opset=20, pairs=False)
+    with torch.no_grad():
+        model.layers[1].feedforward.down.weight[0, 0] += 0.5
+    found = compare(model, Session(file), pairs=False)
+    with pytest.raises(GateError, match=r"differs from PyTorch by .* at batch and length \(\d+, \d+\) \(allowed: 0.0001\)") as error:
+        parity_gate(found, tolerance=1e-4, signal=25)
+    assert error.value.exit_code == 3 and "Nothing was written" in error.value.hint
+
+
+def test_parity_of_int8_is_a_matter_of_signal():
+    parity_gate(Parity(0.5, 31.0, (1, 7), 9), tolerance=None, signal=25)
+    with pytest.raises(GateError, match=r"is 20.0 dB from PyTorch, worst at batch and length \(1, 7\) \(asked: 25 dB\)"):
+        parity_gate(Parity(0.5, 20.0, (1, 7), 9), tolerance=None, signal=25)
+
+
+def test_the_grid_has_length_one_odd_and_longest_with_uneven_padding():
+    shapes = grid(128)
+    assert {length for _, length in shapes} >= {1, 7, 33, 64, 127, 128}
+    given = batch_of((4, 20), 50, 0, pairs=True)
+    lengths = given["attention_mask"].sum(1)
+    assert lengths[0] == 20 and lengths[1] == 1 and len(set(lengths)) > 2
+    assert (given["input_ids"][given["attention_mask"] == 0] == 0).all()
+
+
+def test_an_audit_counts_its_nodes():
+    assert Audit({"Gemm": 2, "Add": 3}, 0, 2).nodes == 5
