@@ -112,8 +112,11 @@ def _data_options(function: Any) -> Any:
     return click.option("--text", multiple=True, help="Column with the text; twice for pairs [default: text].")(function)
 
 
-def _make(stage: Stage, values: dict[str, Any], paths: dict[str, str], data: dict[str, Any] | None, out: str, overwrite: bool, as_json: bool) -> None:
+def _make(
+    stage: Stage, values: dict[str, Any], paths: dict[str, str], data: dict[str, Any] | None, out: str, overwrite: bool, as_json: bool
+) -> None:
     """Run one stage and tell what it did."""
+    stage.check_environment()
     from compress.data import load_data
     from compress.progress import say, stage_line
     from compress.sources import open_sources

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from compress.training import Corpus, Inputs, Objective, Progress, model_inputs
 
+Along = Callable[[Inputs], tuple[Tensor, list[Tensor]]]
 ANSWERS = ("teacher_logits", "teacher_states")
 
 
@@ -26,7 +27,9 @@ def pooled(state: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def teacher_answers(teacher: Any, corpus: Corpus, layers: list[int], file: Path, progress: Progress, *, bf16: bool = False) -> dict[str, Tensor]:
+def teacher_answers(
+    teacher: Any, corpus: Corpus, layers: list[int], file: Path, progress: Progress, *, bf16: bool = False
+) -> dict[str, Tensor]:
     """Run the teacher once over `corpus`: `teacher_logits` [n, labels] and `teacher_states` [n, len(layers), W], mean-pooled.
 
     The answers are kept in `file`, which a second call reads. bf16: compute in bfloat16.
@@ -61,7 +64,7 @@ def hidden_loss(state: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(state, target) / target.var().clamp_min(1e-6)
 
 
-def objective(*, soft: float, hard: float, hidden: float, temperature: float, along: Callable[[Inputs], tuple[Tensor, list[Tensor]]] | None = None) -> Objective:
+def objective(*, soft: float, hard: float, hidden: float, temperature: float, along: Along | None = None) -> Objective:
     """The weighted sum of the losses, as a function of a student and a batch that carries the teacher's answers.
 
     along: for the states of all tokens: gives the teacher's logits and its mapped states [B, S, W] for a batch; without it, the
@@ -78,7 +81,7 @@ def objective(*, soft: float, hard: float, hidden: float, temperature: float, al
         else:
             teacher_logits = inputs["teacher_logits"]
             pairs = [(pooled(state, mask), target) for state, target in zip(states, inputs["teacher_states"].unbind(1), strict=True)]
-        total = logits.new_zeros((), dtype=torch.float32)
+        total: Tensor = logits.new_zeros((), dtype=torch.float32)
         if soft:
             total = total + soft * soft_loss(logits.float(), teacher_logits.float(), temperature)
         if hard:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from compress.progress import bar
 from compress.tasks import classification_metrics
 from compress.training import Corpus, model_inputs
 from model.encoder import Encoder
@@ -18,8 +19,11 @@ def logits(model: Encoder, corpus: Corpus) -> np.ndarray:
     """Logits [n, labels] float32 of the whole corpus, in its order."""
     model.eval()
     found = np.zeros((len(corpus), model.config.head.labels), np.float32)
-    for rows in corpus.batches(64):
-        found[rows] = model(**model_inputs(corpus.batch(rows))).float().numpy()
+    batches = corpus.batches(64)
+    with bar("evaluating") as progress:
+        for number, rows in enumerate(batches, start=1):
+            found[rows] = model(**model_inputs(corpus.batch(rows))).float().numpy()
+            progress(number, len(batches), "")
     return found
 
 

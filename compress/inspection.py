@@ -58,13 +58,14 @@ def compare(a: Artifact, b: Artifact) -> list[str]:
     """Why two artifacts differ, one line each: options, data, parents (followed to where they part), then versions and machine."""
     if a.digest == b.digest:
         return []
-    lines = _compare({**a.manifest.summary(), "made_by": a.manifest.made_by}, {**b.manifest.summary(), "made_by": b.manifest.made_by}, "", a, b)
+    lines = _compare(
+        {**a.manifest.summary(), "made_by": a.manifest.made_by}, {**b.manifest.summary(), "made_by": b.manifest.made_by}, "", a, b
+    )
     names = sorted(name for name in a.manifest.files.keys() & b.manifest.files.keys() if a.manifest.files[name] != b.manifest.files[name])
     if not lines and names:
         lines.append(f"the same options, parents and data, but {', '.join(names)} differ: another machine, number of threads or version")
-    made_by = (a.manifest.made_by, b.manifest.made_by)
-    lines += differences(*({name: facts.get(name) for name in ("versions", "cpu", "cores")} for facts in made_by), "made_by")
-    return lines
+    first, second = ({name: facts.get(name) for name in ("versions", "cpu", "cores")} for facts in (a.manifest.made_by, b.manifest.made_by))
+    return lines + differences(first, second, "made_by")
 
 
 def _compare(a: dict[str, Any], b: dict[str, Any], where: str, first: Artifact, second: Artifact) -> list[str]:

@@ -30,7 +30,7 @@ def bar(description: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[words]}"),
     )
-    with Progress(*columns, console=CONSOLE, transient=True) as shown:
+    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as shown:
         task = shown.add_task(description, total=None, words="")
 
         def tell(done: int, total: int, words: str = "") -> None:

@@ -1,17 +1,17 @@
 """Recipes: stages in a row, from a TOML file. A recipe holds the same options as the commands, and nothing else.
 
-    data = "tweets"
+data = "tweets"
 
-    [[stage]]
-    run = "train"
-    out = "teacher"
-    base = "minilm"
-    epochs = 1
+[[stage]]
+run = "train"
+out = "teacher"
+base = "minilm"
+epochs = 1
 
-    [[stage]]
-    run = "distill"
-    out = "student"
-    teacher = "teacher"        # the `out` of an earlier stage, or a path
+[[stage]]
+run = "distill"
+out = "student"
+teacher = "teacher"        # the `out` of an earlier stage, or a path
 """
 
 import tomllib
@@ -80,6 +80,8 @@ def read_recipe(value: str) -> Recipe:
 
 def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool, done: Callable[[Outcome], None]) -> list[Outcome]:
     """Run every stage into `out`/NAME, skipping what is up to date; `done` is told of each."""
+    for step in recipe.steps:
+        step.stage.check_environment()
     from compress.data import load_data
 
     data = load_data(**recipe.data)
@@ -106,7 +108,9 @@ def _step(table: dict[str, Any], where: str, earlier: list[str]) -> Step:
     for role, optional in stage.roles.items():
         value = table.pop(role, None)
         if value is None and not optional:
-            raise ConfigError(f"{where}: {name} needs `{role}`.", f"Give the `out` of an earlier stage ({', '.join(earlier) or 'none yet'}) or a path.")
+            raise ConfigError(
+                f"{where}: {name} needs `{role}`.", f"Give the `out` of an earlier stage ({', '.join(earlier) or 'none yet'}) or a path."
+            )
         if value is not None:
             sources |= named([str(item) for item in value]) if isinstance(value, list) else {role: str(value)}
     known = {"run", "out", *stage.roles, *stage.options.model_fields}

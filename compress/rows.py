@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from compress.tables import file_format, parsed, read_file, unquoted
 from model.artifact import flush
@@ -93,7 +93,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
                 yield plain
                 return
             with gzip.open(plain) as unpacked:
-                yield unpacked
+                yield cast(IO[bytes], unpacked)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from None
 
@@ -105,7 +105,7 @@ def _created(path: Path) -> Iterator[IO[bytes]]:
             yield plain
             return
         with gzip.open(plain, "wb") as packed:
-            yield packed
+            yield cast(IO[bytes], packed)
 
 
 def _read_csv(path: Path) -> Iterator[Row]:

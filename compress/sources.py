@@ -35,7 +35,9 @@ def named(paths: list[str]) -> dict[str, str]:
     """The paths under the names of their last parts, as a benchmark calls its models; raises ConfigError if two are alike."""
     names = [Path(path).name for path in paths]
     if len(set(names)) < len(names):
-        raise ConfigError(f"Two of the models have the same name ({', '.join(names)}).", "Rename one directory: the report tells them apart by it.")
+        raise ConfigError(
+            f"Two of the models have the same name ({', '.join(names)}).", "Rename one directory: the report tells them apart by it."
+        )
     return dict(zip(names, paths, strict=True))
 
 
@@ -67,4 +69,6 @@ def _from_hub(value: str) -> Path:
     try:
         return Path(snapshot_download(value, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except (OSError, ValueError, HFValidationError) as error:
-        raise ConfigError(f"There is no model {value!r} here, and the hub did not give it ({type(error).__name__}).", f"Give {wanted}.") from None
+        raise ConfigError(
+            f"There is no model {value!r} here, and the hub did not give it ({type(error).__name__}).", f"Give {wanted}."
+        ) from None

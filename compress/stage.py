@@ -51,7 +51,8 @@ class Result:
 class Stage:
     """One stage: its options, the kind it makes, what it needs.
 
-    `sources`: role → kind of artifact, None where other things will do; a role that ends in `?` may be absent.
+    `sources`: role → kind of artifact, None where other things will do; a role that ends in `?` may be absent. `packages`: the import
+    names that it needs, by the extra that brings them.
     """
 
     name: str
@@ -59,8 +60,7 @@ class Stage:
     kind: Kind
     sources: Mapping[str, Kind | None]
     needs_data: bool
-    extra: str
-    modules: tuple[str, ...]
+    packages: Mapping[str, tuple[str, ...]]
 
     @property
     def roles(self) -> dict[str, bool]:
@@ -72,26 +72,33 @@ class Stage:
         """Role → the kind of artifact that it wants."""
         return {role.removesuffix("?"): kind for role, kind in self.sources.items()}
 
+    def check_environment(self) -> None:
+        """Raise EnvironmentProblem naming the install command if a package that this stage needs is missing."""
+        for extra, modules in self.packages.items():
+            require(extra, *modules)
+
     @property
     def run(self) -> Callable[..., Result]:
         """The function `run(options, sources, data, workspace)` of `compress.stages.NAME`, imported only now."""
-        require(self.extra, *self.modules)
         for chatty in ("torchao", "torch.utils._pytree", "transformers"):  # notes at import about what nobody here asked for
             logging.getLogger(chatty).setLevel(logging.ERROR)
         run: Callable[..., Result] = importlib.import_module(f"compress.stages.{self.name}").run
         return run
 
 
-_TRAIN = ("train", ("torch", "transformers", "accelerate", "datasets", "safetensors"))
+_TRAIN = {"train": ("torch", "transformers", "accelerate", "datasets", "safetensors")}
+_QUANTIZE = {"train": (*_TRAIN["train"], "torchao")}
+_EXPORT = {"export": ("torch", "safetensors", "onnx", "onnxscript"), "cpu": ("onnxruntime",)}
+_REPORT = {"train": ("datasets",), "report": ("matplotlib", "jinja2")}
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("train", config.TrainOptions, "torch", {"base": None, "tokenizer?": None}, True, *_TRAIN),
-        Stage("distill", config.DistillOptions, "torch", {"teacher": "torch"}, True, *_TRAIN),
-        Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": "torch"}, True, *_TRAIN),
-        Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": "torch"}, True, "train", (*_TRAIN[1], "torchao")),
-        Stage("export", config.ExportOptions, "onnx", {"model": "torch"}, False, "export", ("torch", "onnx", "onnxscript", "onnxruntime")),
-        Stage("benchmark", config.BenchmarkOptions, "report", {"models": None}, True, "report", ("matplotlib", "jinja2", "datasets")),
+        Stage("train", config.TrainOptions, "torch", {"base": None, "tokenizer?": None}, True, _TRAIN),
+        Stage("distill", config.DistillOptions, "torch", {"teacher": "torch"}, True, _TRAIN),
+        Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": "torch"}, True, _TRAIN),
+        Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": "torch"}, True, _QUANTIZE),
+        Stage("export", config.ExportOptions, "onnx", {"model": "torch"}, False, _EXPORT),
+        Stage("benchmark", config.BenchmarkOptions, "report", {"models": None}, True, _REPORT),
     )
 }
 
@@ -113,7 +120,7 @@ def run_stage(
     Raises ArtifactError if `out` is in use, is something else, or was made otherwise and `overwrite` is not given; whatever the stage
     raises passes through, and then `out` is as it was.
     """
-    plan = {
+    plan: dict[str, Any] = {
         "stage": stage.name,
         "options": options.identity(),
         "parents": {role: source.digest for role, source in sorted(sources.items())},
@@ -134,7 +141,7 @@ def run_stage(
             if not any(workspace.work.iterdir()):  # nothing to go on from
                 shutil.rmtree(partial)
             raise
-        made = {"kind": stage.kind, "task": result.task, "labels": result.labels, "metrics": result.metrics}
+        made: dict[str, Any] = {"kind": stage.kind, "task": result.task, "labels": result.labels, "metrics": result.metrics}
         card = write_card(stage=stage.name, options=plan["options"], data=plan["data"], **made)
         (workspace.artifact / "README.md").write_text(card, encoding="utf-8")
         manifest = seal(
@@ -172,7 +179,9 @@ def _room(out: Path) -> Iterator[None]:
         raise
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        said = any(words in str(error) for words in ("No space left", "os error 28", "File too large", "os error 27", "failed writing file"))
+        said = any(
+            words in str(error) for words in ("No space left", "os error 28", "File too large", "os error 27", "failed writing file")
+        )
         if not (full or said):
             raise
         free = shutil.disk_usage(out.parent).free
@@ -264,4 +273,3 @@ def _ancestors(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
         else:
             ancestors |= {**source.artifact.manifest.ancestors, source.digest: source.artifact.manifest.summary()}
     return ancestors
-

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compress.config import Distillation
-from compress.distillation import classification, objective, teacher_answers
+from compress.distillation import Along, classification, objective, teacher_answers
 from compress.progress import bar
 from compress.students import layer_map
 from compress.training import Corpus, Inputs, Objective, model_inputs
@@ -26,11 +26,11 @@ def lessons(student: Encoder, teacher: Encoder | None, corpus: Corpus, options: 
     layers = layer_map(len(student.config.layers), len(teacher.config.layers), options.teacher_layers)
     if options.hidden and student.config.width != teacher.config.width:
         raise ConfigError(
-            f"The student is {student.config.width} wide and the teacher {teacher.config.width}: their states cannot be compared.", "Give --hidden 0."
+            f"The student is {student.config.width} wide and the teacher {teacher.config.width}: their states cannot be compared.",
+            "Give --hidden 0.",
         )
     if not options.soft + options.hard + options.hidden:
         raise ConfigError("--soft, --hard and --hidden are all 0: there is nothing to learn from.", "Give at least one of them a weight.")
-    weights = {"soft": options.soft, "hard": options.hard, "hidden": options.hidden, "temperature": options.temperature}
     bf16 = options.precision == "bf16"
     if options.hidden_states == "tokens" and options.hidden:
         teacher.eval().to(options.device)
@@ -40,7 +40,11 @@ def lessons(student: Encoder, teacher: Encoder | None, corpus: Corpus, options: 
             logits, states = teacher.states(**model_inputs(inputs))
             return logits, [states[layer] for layer in layers]
 
-        return corpus, objective(**weights, along=along)
+        return corpus, _objective(options, along)
     with bar("the teacher answers") as progress:
         answers = teacher_answers(teacher, corpus, layers, work / "answers.safetensors", progress, bf16=bf16)
-    return replace(corpus, columns=answers), objective(**weights)
+    return replace(corpus, columns=answers), _objective(options)
+
+
+def _objective(options: Distillation, along: Along | None = None) -> Objective:
+    return objective(soft=options.soft, hard=options.hard, hidden=options.hidden, temperature=options.temperature, along=along)

@@ -157,13 +157,13 @@ class _Lesson(nn.Module):
         return self.objective(self.student, inputs)
 
 
-class _Trainer(Trainer):  # type: ignore[misc]
+class _Trainer(Trainer):
     corpus: Corpus
     batches: list[list[int]]
 
     def get_train_dataloader(self) -> Any:
         rows: Any = range(len(self.corpus))
-        loader = DataLoader(rows, batch_sampler=self.batches, collate_fn=self.corpus.batch, generator=torch.Generator())  # type: ignore[arg-type]
+        loader = DataLoader(rows, batch_sampler=self.batches, collate_fn=self.corpus.batch, generator=torch.Generator())
         return self.accelerator.prepare(loader)
 
     def compute_loss(self, model: Any, inputs: Inputs, *_: Any, **__: Any) -> Tensor:
@@ -172,10 +172,12 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()  # a kill before this: not gone on from
+        (
+            Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}" / COMPLETE
+        ).touch()  # a kill before this: not gone on from
 
 
-class _Told(TrainerCallback):  # type: ignore[misc]
+class _Told(TrainerCallback):
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.loss = ""

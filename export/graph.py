@@ -83,7 +83,12 @@ def _integer_biases(model: ModelProto) -> None:
             limits = np.iinfo(np.int32)
             integers = np.clip(np.round(bias / scale.astype(np.float64)), limits.min, limits.max).astype(np.int32)
             stem = node.input[2]
-            parts = {"int32": integers, "scale": scale, "zero": np.zeros_like(integers), "weight_zero": np.zeros(len(scale), np.int8)}
+            parts: dict[str, np.ndarray] = {
+                "int32": integers,
+                "scale": scale,
+                "zero": np.zeros_like(integers),
+                "weight_zero": np.zeros(len(scale), np.int8),
+            }
             graph.initializer.extend(numpy_helper.from_array(array, f"{stem}_{name}") for name, array in parts.items())
             if len(weight.input) == 2:
                 weight.input.append(f"{stem}_weight_zero")

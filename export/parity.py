@@ -72,11 +72,13 @@ def gate(parity: Parity, *, tolerance: float | None, signal: float) -> None:
     """Raise GateError if fp32 differs by more than `tolerance`, or (tolerance None) int8's signal is under `signal` dB."""
     if tolerance is not None and parity.difference > tolerance:
         raise GateError(
-            f"The exported graph differs from PyTorch by {parity.difference:.2g} at batch and length {parity.worst_shape} (allowed: {tolerance:g}).",
+            f"The exported graph differs from PyTorch by {parity.difference:.2g} at batch and length {parity.worst_shape} "
+            f"(allowed: {tolerance:g}).",
             "Nothing was written. --tolerance sets what is allowed.",
         )
     if tolerance is None and parity.signal_db < signal:
         raise GateError(
-            f"The exported int8 graph is {parity.signal_db:.1f} dB from PyTorch, worst at batch and length {parity.worst_shape} (asked: {signal:g} dB).",
+            f"The exported int8 graph is {parity.signal_db:.1f} dB from PyTorch, worst at batch and length {parity.worst_shape} "
+            f"(asked: {signal:g} dB).",
             "Nothing was written. --signal sets what is asked.",
         )

@@ -167,9 +167,15 @@ def open_artifact(path: str | Path, kind: Kind | None = None) -> Artifact:
     path = Path(path)
     manifest = read_manifest(path)
     if found := damage(path, manifest):
-        raise ArtifactError(f"The artifact {path} is not whole: {'; '.join(found)}.", "Make it again, or copy it again from where it is whole.")
+        raise ArtifactError(
+            f"The artifact {path} is not whole: {'; '.join(found)}.", "Make it again, or copy it again from where it is whole."
+        )
     if kind is not None and manifest.kind != kind:
-        wanted = {"torch": "a PyTorch model (of train, distill, prune or quantize)", "onnx": "an exported model (of export)", "report": "a report"}
+        wanted = {
+            "torch": "a PyTorch model (of train, distill, prune or quantize)",
+            "onnx": "an exported model (of export)",
+            "report": "a report",
+        }
         raise ArtifactError(
             f"{path} is {wanted[manifest.kind]}, but {wanted[kind]} is needed here.",
             "Run `compress export` first." if kind == "onnx" else "Give another directory.",

@@ -40,7 +40,9 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         audited = audit.audit(file)
         promised = len(quantized.linears) if quantized else 0
         audit.gate(audited, integer=promised, file=file)
-    linears = sum(name.startswith("layers.") and name.endswith((".weight")) and value.dim() == 2 for name, value in model.state_dict().items())
+    linears = sum(
+        name.startswith("layers.") and name.endswith(".weight") and value.dim() == 2 for name, value in model.state_dict().items()
+    )
     metrics = {
         "integer_linears": {"integer": audited.integer, "total": linears},
         "operators": audited.operators,
@@ -76,7 +78,7 @@ def _describe(model: Encoder, workspace: Workspace, labels: list[str]) -> None:
         "type_vocab_size": model.config.token_types,
         "problem_type": "single_label_classification",
     }
-    values = {**json.loads(path.read_bytes()), **sizes}
+    values = json.loads(path.read_bytes()) | sizes
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from compress.config import TrainOptions
 from compress.data import Data
@@ -32,7 +33,8 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
     corpus = tokenize(tokenizer, data.splits["train"])
     if options.train_texts:
         corpus = corpus.subset(options.train_texts, options.seed)
-    say(f"  training {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {len(corpus):,} texts for {options.epochs:g} passes")
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    say(f"  training {size:.1f} M parameters on {len(corpus):,} texts for {options.epochs:g} passes")
     with bar("training") as progress:
         trained = train(model, corpus, classification, options, workspace.work, progress)
     save_model(model, workspace.artifact, list(data.labels))
@@ -54,20 +56,21 @@ def _start(base: Source, tokenizer: Tokenizer, labels: int, options: TrainOption
         model = load_pretrained(base.path, labels, options.pooling)
     if model.config.vocabulary < tokenizer.vocabulary:
         raise ConfigError(
-            f"The tokenizer has {tokenizer.vocabulary:,} tokens, the base only {model.config.vocabulary:,}.", "Give the tokenizer that belongs to it."
+            f"The tokenizer has {tokenizer.vocabulary:,} tokens, the base only {model.config.vocabulary:,}.",
+            "Give the tokenizer that belongs to it.",
         )
     changes = {"max_length": options.max_length, **({} if options.dropout is None else {"dropout": options.dropout})}
     return _changed(model, changes)
 
 
-def _changed(model: Encoder, changes: dict[str, object]) -> Encoder:
+def _changed(model: Encoder, changes: dict[str, Any]) -> Encoder:
     """`model` with settings changed that have no weights."""
     changed = Encoder(model.config.changed(**changes))
     changed.load_state_dict(model.state_dict())
     return changed
 
 
-def _read(path: Path, tokenizer: Tokenizer, head: dict[str, object], options: TrainOptions) -> EncoderConfig:
+def _read(path: Path, tokenizer: Tokenizer, head: dict[str, Any], options: TrainOptions) -> EncoderConfig:
     """The configuration in a JSON file; vocabulary, head and length are the tokenizer's, the data's and the options'."""
     try:
         values = json.loads(path.read_bytes())

@@ -45,7 +45,9 @@ def write_tokenizer(folder: Path) -> Path:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     marks = [("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
+    )
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
@@ -56,7 +58,13 @@ def write_tokenizer(folder: Path) -> Path:
 def write_encoder(file: Path, layers: int = 4) -> Path:
     """An encoder configuration of a tiny BERT."""
     layer = {"attention": {"heads": 4, "head_width": 8}, "feedforward": {"kind": "mlp", "neurons": 48}}
-    values = {"width": 32, "token_types": 2, "positions": {"kind": "learned", "length": 32}, "dropout": 0.1, "layers": {"count": layers, **layer}}
+    values = {
+        "width": 32,
+        "token_types": 2,
+        "positions": {"kind": "learned", "length": 32},
+        "dropout": 0.1,
+        "layers": {"count": layers, **layer},
+    }
     file.write_text(json.dumps(values))
     return file
 
@@ -71,6 +79,8 @@ COMMAND = (sys.executable, "-c", "from compress.cli import main; main()")
 
 def compress(*arguments: str | Path, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run `compress` in a process of its own."""
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment(), cwd=cwd, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment(), cwd=cwd, stdin=subprocess.DEVNULL
+    )
     assert not check or done.returncode == 0, done.stderr
     return done

@@ -70,7 +70,9 @@ def test_usage_errors(failing, house, tmp_path):
     assert "No such command 'destill'" in failing("destill")
     assert "Missing option '--out'" in failing("export", house / "quantized")
     assert "No such option '--epoch'" in failing("train", house / "data", "--epoch", 3)
-    assert "epochs: Input should be greater than 0 (got 0.0)" in failing("train", house / "data", *base(house), "--epochs", 0, "--out", tmp_path / "new")
+    assert "epochs: Input should be greater than 0 (got 0.0)" in failing(
+        "train", house / "data", *base(house), "--epochs", 0, "--out", tmp_path / "new"
+    )
     assert "'fp8' is not one of" in failing("train", house / "data", *base(house), "--precision", "fp8", "--out", tmp_path / "new")
 
 
@@ -104,7 +106,9 @@ def test_artifacts_that_do_not_fit(failing, house, tmp_path):
         "distill", house / "teacher", "--data", house / "data", "--depth", 9, *out
     )
     assert "Layer 0 has 4 heads; 5 cannot be kept" in failing("prune", house / "student", "--data", house / "data", "--heads", 5, *out)
-    assert "There is no linear layers.7.up to keep" in failing("quantize", house / "pruned", "--data", house / "data", "--keep", "layers.7.up", *out)
+    assert "There is no linear layers.7.up to keep" in failing(
+        "quantize", house / "pruned", "--data", house / "data", "--keep", "layers.7.up", *out
+    )
 
 
 @pytest.mark.parametrize("name", [MANIFEST, "model.safetensors", "config.json", "tokenizer.json", "README.md"])
@@ -197,7 +201,9 @@ def test_options_lists_every_slot(capsys):
 
 def test_the_disk_is_full(house, tmp_path):
     """A process that may write files of 20 kB at most stands for a full disk."""
-    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))"
+    limit = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))"
+    )
     arguments = ["compress", "distill", str(house / "teacher"), "--data", str(house / "data"), "--out", str(tmp_path / "new"), *SMALL]
     code = f"{limit}\nimport sys; sys.argv = {arguments!r}\nfrom compress.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
@@ -209,7 +215,9 @@ def test_the_command_works_where_somebody_elses_model_py_lies(house, tmp_path):
     for name in ("model", "export", "serve", "compress"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('somebody else')\n")
     script = Path(sys.executable).with_name("compress")
-    done = subprocess.run([script, "inspect", house / "teacher"], capture_output=True, text=True, cwd=tmp_path, env={**environment(), "PYTHONPATH": ""})
+    done = subprocess.run(
+        [script, "inspect", house / "teacher"], capture_output=True, text=True, cwd=tmp_path, env={**environment(), "PYTHONPATH": ""}
+    )
     assert done.returncode == 0 and "train" in done.stdout, done.stderr
 
 

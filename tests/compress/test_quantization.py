@@ -10,7 +10,9 @@ from model.errors import ConfigError
 from model.quantized import QuantizedEmbedding, QuantizedLinear
 from tests.model.tiny import batch, tiny_encoder
 
-ALL = tuple(f"layers.{layer}.{part}" for layer in (0, 1) for part in ("attention.qkv", "attention.output", "feedforward.up", "feedforward.down"))
+ALL = tuple(
+    f"layers.{layer}.{part}" for layer in (0, 1) for part in ("attention.qkv", "attention.output", "feedforward.up", "feedforward.down")
+)
 
 
 def texts(count=6):

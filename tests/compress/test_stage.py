@@ -39,7 +39,7 @@ def fake_run(options, sources, data, workspace: Workspace) -> Result:
 @pytest.fixture
 def stage(monkeypatch) -> Stage:
     CALLS.clear()
-    made = Stage("export", ExportOptions, "torch", {"model?": None}, False, "train", ())
+    made = Stage("export", ExportOptions, "torch", {"model?": None}, False, {})
     monkeypatch.setattr(Stage, "run", property(lambda self: fake_run))
     return made
 

@@ -159,7 +159,10 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_the_labels():
     one = inputs()
     with torch.no_grad():
         teacher_logits, states = teacher.states(one["input_ids"], one["attention_mask"])
-        answers = {"teacher_logits": teacher_logits, "teacher_states": torch.stack([pooled(state, one["attention_mask"]) for state in states], 1)}
+        answers = {
+            "teacher_logits": teacher_logits,
+            "teacher_states": torch.stack([pooled(state, one["attention_mask"]) for state in states], 1),
+        }
         given_all = {**one, **answers}
         weights = {"soft": 1.0, "hidden": 1.0, "temperature": 2.0}
         assert float(objective(**weights, hard=0.0)(teacher, given_all)) == pytest.approx(0, abs=1e-6)

@@ -42,7 +42,10 @@ def quantized(**changes):
 SHAPES = [
     {},
     {"positions": {"kind": "rotary"}, "norm": {"kind": "rmsnorm"}, "norm_first": True},
-    {"layers": [{"attention": {"heads": 3, "head_width": 8}, "feedforward": {"kind": "glu", "neurons": 12}}], "head": {"labels": 3, "pooling": "cls"}},
+    {
+        "layers": [{"attention": {"heads": 3, "head_width": 8}, "feedforward": {"kind": "glu", "neurons": 12}}],
+        "head": {"labels": 3, "pooling": "cls"},
+    },
 ]
 
 
@@ -115,7 +118,9 @@ def test_a_slow_fusion_is_found(tmp_path):
         helper.make_node("Add", ["x", "p"], ["a"]),
         helper.make_node("LayerNormalization", ["a", "g", "z"], ["y"], axis=-1),
     ]
-    made = helper.make_model(helper.make_graph(nodes, "g", [x], [y], [ones, zeros, weights]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    made = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], [ones, zeros, weights]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
     onnx.save(made, tmp_path / "slow.onnx")
     found = audit(tmp_path / "slow.onnx")
     assert found.operators["SkipLayerNormalization"] == 1
