@@ -7,6 +7,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 WORKERS ?= 2
+NAME ?= gpu
 
 EXTRAS = cpu,train,export,report,demo,dev
 SOURCES := $(shell find model serve export compress -type f -not -name '*.pyc')
@@ -15,7 +16,7 @@ PYTEST = OMP_NUM_THREADS=1 .venv/bin/pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all check fix bench test-environments test-optimum pins clean
+.PHONY: demo test test-all check fix bench gpu-benchmark gpu-models test-environments test-optimum pins clean
 
 demo: .venv/made
 	.venv/bin/compress run demo --out runs/demo
@@ -37,7 +38,14 @@ fix: .venv/made
 	.venv/bin/ruff format
 
 bench: .venv/made
-	set -e; for script in benchmarks/*.py; do .venv/bin/python $$script --quick; done
+	set -e; for script in $(filter-out benchmarks/gpu_benchmark.py,$(wildcard benchmarks/*.py)); do .venv/bin/python $$script --quick; done
+
+# On a machine with a GPU; NAME is what the report is called after. The models are made beforehand, where PyTorch is: `make gpu-models`.
+gpu-benchmark:
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu_benchmark.py measure --name $(NAME)
+
+gpu-models: .venv/made
+	.venv/bin/python benchmarks/gpu_benchmark.py prepare
 
 # Environments of their own: serving without torch, the GPU package without a GPU, Optimum beside base.
 test-environments: .venv/made .venv-serve/made .venv-gpu/made .venv-optimum/made

@@ -14,8 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from compress.bands import latency_bands
+from compress.disagreements import disagreements
 from compress.statistics import Floats, bootstrap, mcnemar, mean, median, noise_floor, quality, quantile, speedup, verdict
-from model.errors import ConfigError, EnvironmentProblem
+from compress.sweep import sweep
+from compress.ways import Way
+from model.errors import AlambicError, ConfigError, EnvironmentProblem
 from serve.machine import usable_cores
 from serve.timing import Worker, start_worker
 
@@ -26,28 +30,12 @@ NOISY = 0.1  # a noise floor that a reader should be told about
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of running a model: `factory` ("module:function") returns its predictor for `arguments`.
-
-    `name` is unique in a run; `model` is the model's role or name, which several ways may share.
-    """
-
-    name: str
-    model: str
-    engine: str
-    provider: str
-    precision: str
-    mode: str
-    factory: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Plan:
     """How much is measured.
 
     `texts` are timed in each of at least `rounds` rounds; with a budget of `seconds`, rounds go on until every speed-up's interval is
-    within ± `width` of it or the budget is spent. `batch` is the batch of throughput and quality, `timeout` what one command may take (s).
+    within ± `width` of it or the budget is spent. `batch` is the batch of throughput and quality, `sweep` the batches of a throughput
+    sweep over threads and processes, `timeout` what one command may take (s).
     """
 
     texts: int = 150
@@ -56,6 +44,7 @@ class Plan:
     width: float = 0.02
     threads: int = 1
     batch: int = 32
+    sweep: tuple[int, ...] = ()
     seed: int = 0
     timeout: float = 900.0
 
@@ -89,11 +78,11 @@ def benchmark(
     start: Callable[..., Worker] = start_worker,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """`protocol`, `models` and `comparisons` of a report, as DESIGN's report.json names them.
+    """`protocol`, `models`, `comparisons`, `failed` and `disagreements` (of the first baseline and the last way), as in a report.
 
     `labels` are class numbers [n] into `names`. `baselines` are names of ways (default: the first); every other way is compared with each.
     A seeded choice of `texts` is timed, quality is over all of them. Raises ConfigError for ways or data that cannot be compared, and
-    what `serve.timing` raises for a way that does not run.
+    what `serve.timing` raises for a way that does not run; one that `may_fail` stands in `failed` instead, with the reason.
     """
     plan = plan or Plan()
     baselines = tuple(baselines) or (ways[0].name,)
@@ -101,7 +90,8 @@ def benchmark(
     chosen = np.sort(np.random.default_rng(plan.seed).permutation(len(texts))[: plan.texts])
     timed = [texts[number] for number in chosen]
     timed_pairs = None if pairs is None else [pairs[number] for number in chosen]
-    steps = _Steps(progress, 1 + 4 * len(ways) + (1 + len(ways)) * plan.rounds)
+    steps = _Steps(progress, 1 + (4 + bool(plan.sweep)) * len(ways) + (1 + len(ways)) * plan.rounds)
+    failed: list[dict[str, str]] = []
 
     with ExitStack() as stack:
 
@@ -116,6 +106,7 @@ def benchmark(
                     None if timed_pairs is None else timed_pairs[0],
                     threads=plan.threads,
                     timeout=plan.timeout,
+                    **way.interpreter,
                 )
             )
             if worker.provider != way.provider:
@@ -126,7 +117,16 @@ def benchmark(
             worker.ask("texts", texts=timed, pairs=timed_pairs)
             return worker
 
-        workers = {way.name: open_way(way, way.name) for way in ways}
+        workers: dict[str, Worker] = {}
+        for way in ways:
+            try:
+                workers[way.name] = open_way(way, way.name)
+            except AlambicError as error:
+                if not way.may_fail:
+                    raise
+                failed.append({"name": way.name, "reason": f"{error.message} {error.hint}".strip()})
+                steps.total -= 3 + bool(plan.sweep) + plan.rounds
+        ways = [way for way in ways if way.name in workers]
         columns = {way.name: _columns(way.name, workers[way.name].labels, names) for way in ways}
         costs = {}
         for name, worker in workers.items():
@@ -136,14 +136,20 @@ def benchmark(
         twin = open_way(next(way for way in ways if way.name == cheapest), TWIN)
         twin.ask("warm")
 
+        lengths = workers[baselines[0]].ask("lengths")["lengths"]
         samples = _rounds({**workers, TWIN: twin}, plan, baselines, steps, clock)
+        device = {way.name: workers[way.name].ask("device")["device"] if way.provider != "cpu" else None for way in ways}
         memory = {name: worker.ask("memory")["peak_rss_mb"] for name, worker in workers.items()}
         throughput = {}
         for name, worker in workers.items():
             steps.next(f"throughput of {name}")
             throughput[name] = worker.ask("throughput", batch=plan.batch)["texts_per_second"]
-        predicted = _predictions(workers, costs, columns, list(texts), None if pairs is None else list(pairs), plan, steps)
+        predicted, certain = _predictions(workers, costs, columns, list(texts), None if pairs is None else list(pairs), plan, steps)
         cold = {name: worker.cold_start_ms for name, worker in workers.items()}
+    sweeps = {}
+    for way in ways if plan.sweep else ():
+        steps.next(f"throughput of {way.name} by batch, threads and processes")
+        sweeps[way.name] = sweep(way, plan.sweep, plan.threads, usable_cores(), timed, timed_pairs, start, plan.timeout)
 
     floor = noise_floor(samples[cheapest].rounds, samples[TWIN].rounds, plan.seed)
     models = [
@@ -155,8 +161,14 @@ def benchmark(
             "precision": way.precision,
             "mode": way.mode,
             "quality": quality(predicted[way.name], labels, names, plan.seed),
-            "latency_ms": _latency(samples[way.name], plan.seed),
+            "latency_ms": _latency(samples[way.name], device[way.name], plan.seed),
             "throughput": {"batch": plan.batch, "texts_per_second": throughput[way.name]},
+            **({"throughput_sweep": sweeps[way.name]} if sweeps else {}),
+            **(
+                {"bands": latency_bands(samples[way.name].rounds, np.asarray(samples[way.name].model), lengths, plan.seed)}
+                if lengths
+                else {}
+            ),
             "peak_rss_mb": memory[way.name],
             "cold_start_ms": cold[way.name],
         }
@@ -168,7 +180,12 @@ def benchmark(
         for way in ways
         if way.name not in baselines[: number + 1]  # two baselines are compared once
     ]
-    return {"protocol": _protocol(plan, len(timed), samples, cheapest, floor), "models": models, "comparisons": comparisons}
+    protocol = _protocol(plan, len(timed), samples, cheapest, floor, baselines)
+    if lengths is not None:
+        protocol["lengths"] = lengths
+    first, last = baselines[0], ways[-1].name
+    apart = disagreements(texts, labels, names, predicted[first], predicted[last], certain[last])
+    return {"protocol": protocol, "models": models, "comparisons": comparisons, "failed": failed, "disagreements": apart}
 
 
 class _Steps:
@@ -240,20 +257,22 @@ def _predictions(
     pairs: list[str] | None,
     plan: Plan,
     steps: _Steps,
-) -> dict[str, Any]:
-    """Class numbers [n] of every way. Nothing is timed here, so the processes share the cores; the slowest begin."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Class numbers [n] of every way, and how probable it holds them [n]. Nothing is timed here: the processes share the cores."""
 
-    def predict(name: str) -> Any:
+    def predict(name: str) -> tuple[Any, Any]:
         steps.next(f"quality of {name}")
-        logits = workers[name].ask("scores", texts=texts, pairs=pairs, batch=plan.batch)["logits"]
-        return np.asarray(columns[name])[np.argmax(logits, axis=1)]
+        logits = np.asarray(workers[name].ask("scores", texts=texts, pairs=pairs, batch=plan.batch)["logits"])
+        likeliest = np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+        return np.asarray(columns[name])[logits.argmax(axis=1)], 1 / likeliest
 
     slowest_first = sorted(workers, key=lambda name: -costs[name])
     with ThreadPoolExecutor(max(1, usable_cores() // plan.threads)) as pool:
-        return dict(zip(slowest_first, pool.map(predict, slowest_first), strict=True))
+        found = dict(zip(slowest_first, pool.map(predict, slowest_first), strict=True))
+    return {name: predicted for name, (predicted, _) in found.items()}, {name: certain for name, (_, certain) in found.items()}
 
 
-def _latency(samples: Samples, seed: int) -> dict[str, Any]:
+def _latency(samples: Samples, device: list[float] | None, seed: int) -> dict[str, Any]:
     """Milliseconds; p95 and p99 stand only where there are enough samples for them."""
     rounds = samples.rounds * 1000
     ends = {"p95": quantile(rounds, 0.95), "p99": quantile(rounds, 0.99)}
@@ -262,6 +281,7 @@ def _latency(samples: Samples, seed: int) -> dict[str, Any]:
         "interval": bootstrap(median, rounds, seed=seed),
         **{name: value for name, value in ends.items() if value is not None},
         "model_only_median": float(np.median(samples.model) * 1000),
+        **({"device_median": float(np.median(device) * 1000)} if device else {}),
         "rounds": np.round(rounds, 4).tolist(),
         "model_only_rounds": np.round(np.asarray(samples.model) * 1000, 4).tolist(),
     }
@@ -286,7 +306,9 @@ def _compare(
     }
 
 
-def _protocol(plan: Plan, texts: int, samples: dict[str, Samples], cheapest: str, floor: float | None) -> dict[str, Any]:
+def _protocol(
+    plan: Plan, texts: int, samples: dict[str, Samples], cheapest: str, floor: float | None, baselines: Sequence[str]
+) -> dict[str, Any]:
     ratio, interval = speedup(samples[cheapest].rounds, samples[TWIN].rounds, plan.seed)
     notes = []
     if floor is not None and floor > NOISY:
@@ -294,12 +316,16 @@ def _protocol(plan: Plan, texts: int, samples: dict[str, Samples], cheapest: str
             f"The machine was noisy: two processes of {cheapest} could not be told to be equal within {floor:.0%}. "
             "Smaller differences are not concluded; measure again on a quiet machine or with more rounds."
         )
+    narrow = _narrow(samples, baselines, plan)
+    if plan.seconds and not narrow:
+        notes.append(f"{plan.seconds:g} s were spent before every speed-up was known to ± {plan.width:.0%}.")
     return {
         "batch": 1,
         "threads": plan.threads,
         "texts": texts,
         "rounds": len(samples[TWIN].answer),
         "seed": plan.seed,
+        "budget": {"seconds": plan.seconds, "width": plan.width, "narrow": narrow},
         "noise_floor": floor,
         "twin": {"model": cheapest, "ratio": ratio, "interval": interval},
         "notes": notes,

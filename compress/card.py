@@ -1,6 +1,7 @@
 """The model card of an artifact: `README.md` with the metadata that the Hugging Face hub reads. Torch-free."""
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 DID = {
@@ -11,25 +12,51 @@ DID = {
     "export": "exported to ONNX",
     "benchmark": "measured",
 }
+PIPELINES = {"tagging": "token-classification", "embedding": "sentence-similarity"}  # the hub's names; all else is text-classification
+# Bases by what is in them, under their names on the hub: a directory's own name says nothing.
+HUB = {"41d03fdf73bfd48febd81e94dd29be4d479984c9913cad1e45b5bbda9f79af27": "sentence-transformers/all-MiniLM-L6-v2"}
+CAME_FROM = ("base", "model", "teacher")  # the role whose weights a stage went on from: the first of these that it has
 USE = {
-    "onnx": "Run it: `compress predict {name} \"a text\"`, or load `model.onnx` with ONNX Runtime and `tokenizer.json` with tokenizers.",
+    "onnx": 'Run it: `compress predict {name} "a text"`, or load `model.onnx` with ONNX Runtime and `tokenizer.json` with tokenizers.',
     "torch": "Go on with it: `compress export`, or `model.checkpoint.load_model` for the PyTorch module.",
     "report": "Open `report.html`; programs read `report.json`.",
 }
 
 
 def write_card(
-    *, kind: str, stage: str, options: dict[str, Any], task: str, labels: list[str], data: dict[str, Any] | None, metrics: dict[str, Any]
+    *,
+    kind: str,
+    stage: str,
+    options: dict[str, Any],
+    task: str,
+    labels: list[str],
+    data: dict[str, Any] | None,
+    metrics: dict[str, Any],
+    parents: Mapping[str, str] | None = None,
+    ancestors: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
-    """Markdown with YAML metadata; holds nothing that differs between two runs on one machine, since it is part of the digest."""
-    quality = metrics.get("validation", {})
-    header: dict[str, Any] = {"library_name": "alambic", "pipeline_tag": "text-classification", "tags": ["alambic", stage]}
+    """Markdown with YAML metadata; holds nothing that differs between two runs on one machine, since it is part of the digest.
+
+    `parents` (role → digest) and `ancestors` (digest → summary) are the manifest's. What is not known, such as a license, is left out.
+    """
+    line = list(_line(parents or {}, ancestors or {})) if kind != "report" else []
+    base = _base(line)
+    quality = {name: value for name, value in metrics.get("validation", {}).items() if isinstance(value, float)}
+    pipeline = PIPELINES.get(task, "text-classification")
+    header: dict[str, Any] = {"library_name": "alambic", "pipeline_tag": pipeline, "tags": ["alambic", stage]}
     if kind == "onnx":
         header["tags"].append("onnx")
+    if base:
+        quantized = "quantize" in (stage, *(known["stage"] for _, known in line))
+        header |= {"base_model": base, "base_model_relation": "quantized" if quantized else "finetune"}
+    if data and "/" in data["name"]:  # a set of the hub; files and folders have no slash in their names
+        header["datasets"] = [data["name"].partition(":")[0]]
     if data and quality:
-        values = [{"type": name, "value": value} for name, value in quality.items() if isinstance(value, float)]
-        result = {"task": {"type": "text-classification"}, "dataset": {"name": data["name"], "type": data["name"], "split": "validation"}}
-        header["model-index"] = [{"name": stage, "results": [{**result, "metrics": values}]}]
+        values = [{"type": name, "value": value} for name, value in quality.items()]
+        where = {"name": data["name"], "type": data["name"].partition(":")[0], "split": "validation"}
+        header["model-index"] = [
+            {"name": f"{data['name']}-{stage}", "results": [{"task": {"type": pipeline}, "dataset": where, "metrics": values}]}
+        ]
     # JSON is YAML: no other library is needed to write it.
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items()), "---", ""]
     lines += [f"# A text encoder, {DID[stage]} by alambic", ""]
@@ -38,8 +65,43 @@ def write_card(
         counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
         lines.append(f"- data: {data['name']}{' (synthetic)' if data.get('synthetic') else ''}: {counts}")
     if quality:
-        lines.append(f"- on validation: {', '.join(f'{name} {value:.4f}' for name, value in quality.items() if isinstance(value, float))}")
+        lines.append(f"- on validation: {', '.join(f'{name} {value:.4f}' for name, value in quality.items())}")
     if metrics.get("parameters"):
         lines.append(f"- parameters: {metrics['parameters']:,}")
-    lines += [f"- options: {', '.join(f'{name} {value}' for name, value in options.items())}", "", USE[kind].format(name="DIRECTORY"), ""]
-    return "\n".join(lines)
+    lines += [f"- options: {', '.join(f'{name} {value}' for name, value in options.items())}", ""]
+    if line:
+        steps = [_step(digest, known, base) for digest, known in reversed(line)]
+        lines += [
+            "## Where it comes from",
+            "",
+            *(f"{number}. {step}" for number, step in enumerate([*steps, f"{DID[stage]}: this model"], 1)),
+            "",
+        ]
+    return "\n".join([*lines, USE[kind].format(name="DIRECTORY"), ""])
+
+
+def _line(parents: Mapping[str, str], ancestors: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The ancestors whose weights came down to this model, the youngest first: digest and summary."""
+    while (digest := next((parents[role] for role in CAME_FROM if role in parents), None)) in ancestors:
+        assert digest
+        yield digest, ancestors[digest]
+        parents = ancestors[digest].get("parents", {})
+
+
+def _base(line: list[tuple[str, Mapping[str, Any]]]) -> str | None:
+    """The name on the hub of what it all began with, where that is known."""
+    digest, known = line[-1] if line else ("", {"stage": ""})
+    if known["stage"] != "base":
+        return None
+    name = str(known.get("name", ""))
+    return HUB.get(digest, name if "/" in name else None)
+
+
+def _step(digest: str, known: Mapping[str, Any], base: str | None) -> str:
+    """One ancestor in words. The name of a base that is a path is left out: the same files may lie anywhere."""
+    if known["stage"] == "base":
+        return f"began with {base or 'a base'} (`{digest[:12]}`)"
+    data = f" on {known['data']['name']}" if known.get("data") and known["stage"] not in ("export", "quantize") else ""
+    parents = known.get("parents", {})
+    helped = f" with the teacher `{parents['teacher'][:12]}`" if "teacher" in parents and {"model", "base"} & set(parents) else ""
+    return f"{DID.get(known['stage'], known['stage'])}{data}{helped} (`{digest[:12]}`)"

@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from compress.units import milliseconds, size
+from compress.report_tables import CORRELATIONS, score
+from compress.units import milliseconds, significant, size
 
 INK, MUTED, LINE, ACCENT, OTHER, PAPER = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", OTHER: "other", PAPER: "paper"}
@@ -41,15 +42,18 @@ STYLE: dict[Any, Any] = {
 
 NARROW = 6.0  # inches
 
-# Where a label may stand: points away from its point, and in which direction.
-DISTANCES = (9, 16, 26, 38, 52, 70)
-FAR = 26  # beyond this a thin line leads to the point
+DASHES = ("-", "--", "-.", ":")
+
+# Where a label may stand: points away from its bubble, and in which direction.
+DISTANCES = (3, 9, 18, 30, 44, 62)
+FAR = 18  # beyond this a thin line leads to the point
 DIRECTIONS = ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1))
 
 Model = dict[str, Any]
+Picture = Callable[[Axes, Sequence[Model]], None]
 
 
-def draw(picture: Callable[[Axes, Sequence[Model]], None], models: Sequence[Model], label: str, width: float, height: float) -> str:
+def draw(picture: Picture, models: Sequence[Model], label: str, width: float, height: float) -> str:
     """One picture as an `<svg>` element of `width` × `height` inches (72 units each), described by `label` for who cannot see it."""
     name = f"{picture.__name__}{round(width * 10)}"
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
@@ -79,34 +83,41 @@ def _inline(svg: str, name: str, label: str) -> str:
 
 
 def pareto(axes: Axes, models: Sequence[Model]) -> None:
-    """Accuracy against latency; a bubble's area is the file's size, the line is the front: nothing is both faster and better.
+    """Quality against latency; the line is the front: nothing is both faster and better.
+
+    A bubble's area is the file's size, a diamond is a peer.
 
     A narrow picture has the models' numbers, from 1, in place of their names: the page has to say whose they are.
     """
+    name = score(models[0])[0]
+    scale = 1 if name in CORRELATIONS else 100
     latency = [model["latency_ms"]["median"] for model in models]
-    accuracy = [model["quality"]["accuracy"] * 100 for model in models]
-    intervals = [model["quality"]["accuracy_interval"] or [model["quality"]["accuracy"]] * 2 for model in models]
+    accuracy = [score(model)[1] * scale for model in models]
+    intervals = [score(model)[2] or [score(model)[1]] * 2 for model in models]
+    spans = [(scale * low, scale * high) for low, high in intervals]
     largest = max(model["bytes"] for model in models)
+    areas = [30 + 500 * model["bytes"] / largest for model in models]  # square points
     best = front(latency, accuracy)
     axes.step([latency[one] for one in best], [accuracy[one] for one in best], where="post", color=ACCENT, linewidth=1.2, alpha=0.6)
     for number, model in enumerate(models):
-        low, high = (100 * end for end in intervals[number])
-        colour = ACCENT if number in best else OTHER
+        low, high = spans[number]
+        colour, marker = ACCENT if number in best else OTHER, "D" if model.get("peer") else "o"
         axes.vlines(latency[number], low, high, color=colour, linewidth=1.2, alpha=0.45)
-        axes.scatter(latency[number], accuracy[number], s=30 + 500 * model["bytes"] / largest, color=colour, alpha=0.3, linewidth=0)
-        axes.scatter(latency[number], accuracy[number], s=22, color=colour, linewidth=0, zorder=3)
+        axes.scatter(latency[number], accuracy[number], s=areas[number], color=colour, alpha=0.3, linewidth=0)
+        face = PAPER if model.get("peer") else colour
+        axes.scatter(latency[number], accuracy[number], s=24, marker=marker, facecolor=face, edgecolor=colour, linewidth=1.2, zorder=3)
     axes.set_xlim(min(latency) / 2.2, max(latency) * 2.2)
-    lowest, highest = 100 * min(low for low, _ in intervals), 100 * max(high for _, high in intervals)
-    spare = 0.18 * max(highest - lowest, 1.0)
+    lowest, highest = min(low for low, _ in spans), max(high for _, high in spans)
+    spare = 0.18 * max(highest - lowest, 0.01 * scale)
     axes.set_ylim(lowest - spare, highest + spare)
     axes.set_xscale("log")
     _ticks(axes, float)
     axes.set_xlabel("median latency, text → label (log scale; left is faster)")
-    axes.set_ylabel("accuracy, %")
+    axes.set_ylabel(name if scale == 1 else f"{name}, %")
     axes.grid(axis="y")
     narrow = _width(axes) < NARROW
     texts = [str(number) if narrow else f"{model['name']}\n{size(model['bytes'])}" for number, model in enumerate(models, start=1)]
-    _label(axes, list(zip(latency, accuracy, strict=True)), texts, [(100 * low, 100 * high) for low, high in intervals], best)
+    _label(axes, list(zip(latency, accuracy, strict=True)), texts, spans, areas, best)
 
 
 def _width(axes: Axes) -> float:
@@ -125,7 +136,12 @@ def front(latency: Sequence[float], accuracy: Sequence[float]) -> list[int]:
 
 
 def _label(
-    axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], spans: Sequence[tuple[float, float]], line: Sequence[int]
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+    spans: Sequence[tuple[float, float]],
+    areas: Sequence[float],
+    line: Sequence[int],
 ) -> None:
     """Write each text near its point, where it covers least of points, intervals (`spans`), the front (`line`) and other texts."""
     figure = axes.get_figure(root=True)
@@ -135,16 +151,18 @@ def _label(
     pixels = axes.transData.transform(points)
     lows, highs = (axes.transData.transform([(x, span[end]) for (x, _), span in zip(points, spans, strict=True)]) for end in (0, 1))
     margin = np.array([3, 0])
-    taken = [*np.hstack([lows - margin, highs + margin]), *np.hstack([pixels - 8 * scale, pixels + 8 * scale])]
+    radii = np.sqrt(np.asarray(areas) / math.pi)  # points
+    around = (radii * scale)[:, None]
+    taken = [*np.hstack([lows - margin, highs + margin]), *np.hstack([pixels - around, pixels + around])]
     for (x, y), (right, up) in itertools.pairwise(pixels[line]):  # the front's steps: across, then up
         taken += [np.array([x, y - 2, right, y + 2]), np.array([right - 2, y, right + 2, up])]
     inside = np.array(axes.get_window_extent().extents)
-    for point, pixel, text in zip(points, pixels, texts, strict=True):
+    for point, pixel, radius, text in zip(points, pixels, radii, texts, strict=True):
         note = axes.annotate(text, point, xytext=(0, 0), textcoords="offset points", fontsize=9, annotation_clip=False)
         extent = np.array(note.get_window_extent().size)
         best = (math.inf, 0, 0, pixel)
         for distance, (across, up) in itertools.product(DISTANCES, DIRECTIONS):
-            middle = pixel + np.array([across, up]) * (scale * distance + extent / 2)
+            middle = pixel + np.array([across, up]) * (scale * (radius + distance) + extent / 2)
             mine = np.concatenate([middle - extent / 2, middle + extent / 2])
             hidden = np.prod(extent) - _overlap(mine, inside)
             cost = sum(_overlap(mine, other) for other in taken) + 10 * hidden + distance / 100
@@ -173,10 +191,11 @@ def distribution(axes: Axes, models: Sequence[Model]) -> None:
         latency = model["latency_ms"]
         samples = np.log10(np.ravel(latency["rounds"]))
         parts: dict[str, Any] = axes.violinplot(samples, [row], orientation="horizontal", widths=1.1, showextrema=False, side="low")
-        parts["bodies"][0].set(facecolor=ACCENT, alpha=0.35, linewidth=0)
+        colour = OTHER if model.get("peer") else ACCENT
+        parts["bodies"][0].set(facecolor=colour, alpha=0.35, linewidth=0)
         middle = np.log10(latency["median"])
         axes.hlines(row, samples.min(), samples.max(), color=LINE, linewidth=1)
-        axes.vlines(middle, row - 0.55, row, color=ACCENT, linewidth=1.6)
+        axes.vlines(middle, row - 0.55, row, color=colour, linewidth=1.6)
         right = middle > (low + high) / 2
         axes.annotate(
             f"{model['name']}: {milliseconds(latency['median'])}",
@@ -194,6 +213,89 @@ def distribution(axes: Axes, models: Sequence[Model]) -> None:
     axes.grid(axis="x")
     axes.set_xlim(low, high)
     _ticks(axes, np.log10)
+
+
+def bands(axes: Axes, models: Sequence[Model]) -> None:
+    """Median latency against the middle of each band of lengths, the band's interval as a bar; the first model is the baseline."""
+    for number, model in enumerate(models):
+        middles = [sum(band["tokens"]) / 2 for band in model["bands"]]
+        medians = [band["median_ms"] for band in model["bands"]]
+        colour = _line(axes, middles, medians, number, len(models))
+        for middle, band in zip(middles, model["bands"], strict=True):
+            if band["interval"]:
+                axes.vlines(middle, *band["interval"], color=colour, linewidth=1.2, alpha=0.6)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    spans = sorted({tuple(band["tokens"]) for model in models for band in model["bands"]})
+    axes.set_xticks([sum(span) / 2 for span in spans], [f"{low}–{high}" for low, high in spans])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("tokens of the text (log scale)")
+    axes.set_ylabel("median latency, ms")
+    _decades(axes)
+    _ends(axes, models, [(sum(model["bands"][-1]["tokens"]) / 2, model["bands"][-1]["median_ms"]) for model in models])
+
+
+def sweep(axes: Axes, models: Sequence[Model]) -> None:
+    """Texts a second against the batch, with the threads and processes that were fastest at each."""
+    ends = []
+    for number, model in enumerate(models):
+        best: dict[int, float] = {}
+        for one in model["throughput_sweep"]:
+            best[one["batch"]] = max(best.get(one["batch"], 0.0), one["texts_per_second"])
+        batches = sorted(best)
+        _line(axes, batches, [best[batch] for batch in batches], number, len(models))
+        ends.append((batches[-1], best[batches[-1]]))
+    everything = sorted({one["batch"] for model in models for one in model["throughput_sweep"]})
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(everything, [str(batch) for batch in everything])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("texts in a batch (log scale)")
+    axes.set_ylabel("texts a second")
+    _decades(axes)
+    _ends(axes, models, ends)
+
+
+def _line(axes: Axes, x: Sequence[float], y: Sequence[float], number: int, count: int) -> str:
+    """One model's line: ours to be told apart by dashes, the last in the accent."""
+    colour = ACCENT if number == count - 1 else OTHER
+    axes.plot(x, y, color=colour, linewidth=1.6, marker="o", markersize=3.5, linestyle=DASHES[number % len(DASHES)])
+    return colour
+
+
+def _ends(axes: Axes, models: Sequence[Model], ends: Sequence[tuple[float, float]]) -> None:
+    """Write each name right of the end of its line, apart from the others."""
+    figure = axes.get_figure(root=True)
+    assert figure
+    narrow = _width(axes) < NARROW
+    notes = [
+        axes.annotate(
+            str(number) if narrow else model["name"],
+            end,
+            xytext=(9, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+        )
+        for number, (model, end) in enumerate(zip(models, ends, strict=True), start=1)
+    ]
+    figure.draw_without_rendering()
+    scale, lowest = figure.dpi / 72, -math.inf
+    for note, end in sorted(zip(notes, ends, strict=True), key=lambda pair: pair[1][1]):
+        pixel = float(axes.transData.transform(end)[1])
+        placed = max(pixel, lowest + 13 * scale)
+        note.xyann = (9, (placed - pixel) / scale)
+        lowest = placed
+
+
+def _decades(axes: Axes) -> None:
+    """1, 3, 10 … on a logarithmic y axis."""
+    low, high = axes.get_ylim()
+    shown = [step * 10.0**power for power in range(-5, 9) for step in (1, 3) if low <= step * 10.0**power <= high]
+    axes.set_yticks(shown, [significant(tick, 1) for tick in shown])
+    axes.set_yticks([], minor=True)
+    axes.grid(axis="y")
 
 
 def _ticks(axes: Axes, scale: Callable[[float], float]) -> None:

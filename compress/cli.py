@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from compress.config import Options, read_options
+from compress.ranks import processes
 from compress.stage import STAGES, Stage
-from model.errors import AlambicError
+from model.errors import AlambicError, ConfigError
 
 EXAMPLES = {
     "train": """\b
@@ -23,7 +24,8 @@ EXAMPLES = {
         compress train tweets --base encoder.json --tokenizer bert-directory --epochs 3 --out runs/scratch""",
     "distill": """\b
         compress distill runs/teacher --data tweets --out runs/student
-        compress distill runs/teacher --data tweets --depth 3 --teacher-layers 1,3,5 --epochs 4 --out runs/student""",
+        compress distill runs/teacher --data tweets --depth 3 --teacher-layers 1,3,5 --epochs 4 --out runs/student
+        compress distill transformers-directory --base minilm --hidden 0 --data tweets --out runs/student""",
     "prune": """\b
         compress prune runs/student --teacher runs/teacher --data tweets --heads 4 --neurons 192 --out runs/pruned
         compress prune runs/student --teacher runs/teacher --data tweets --heads 4 --allocation global --out runs/pruned""",
@@ -34,7 +36,8 @@ EXAMPLES = {
         compress export runs/quantized --out runs/onnx""",
     "benchmark": """\b
         compress benchmark runs/teacher runs/onnx --data tweets --out runs/report
-        compress benchmark runs/teacher runs/onnx --data tweets --way transformers,torch,ort --rounds 11 --out runs/report""",
+        compress benchmark runs/teacher runs/onnx --data tweets --way transformers,torch,ort --rounds 11 --out runs/report
+        compress benchmark runs/teacher runs/onnx --data private.csv --no-examples --price 0.10 --out runs/report""",
 }
 SUMMARIES = {
     "train": "Fine-tune a base on DATA: the teacher.",
@@ -94,8 +97,9 @@ def _options(kind: type[Options]) -> Callable[[Any], Any]:
             choices = get_args(annotation) if get_origin(annotation) is Literal else ()
             several = get_origin(annotation) is tuple
             shown = ",".join(map(str, field.default)) if several else field.default
+            flag = "--" + name.replace("_", "-")
             function = click.option(
-                "--" + name.replace("_", "-"),
+                f"{flag}/--no-{flag[2:]}" if annotation is bool else flag,
                 name,
                 type=click.Choice(choices) if choices else str if several else annotation,
                 metavar="LIST" if several else None,
@@ -183,6 +187,8 @@ def run(recipe: str, out: str, overwrite: bool, as_json: bool) -> None:
     from compress.progress import say, stage_line
     from compress.recipe import read_recipe, run_recipe
 
+    if processes() > 1:
+        raise ConfigError("torchrun was given a recipe.", "Several processes train one stage at a time: `torchrun … compress train`.")
     checked = read_recipe(recipe)
     say(f"{checked.name}: {' → '.join(step.stage.name for step in checked.steps)} on {checked.data['source']}, into {out}")
     outcomes = run_recipe(checked, Path(out), overwrite=overwrite, done=lambda outcome: say(stage_line(outcome)))
@@ -260,6 +266,33 @@ def inspect(directory: str, as_json: bool) -> None:
     click.echo(json.dumps(describe(artifact)) if as_json else tree(artifact))
 
 
+AUDIT = """\b
+        compress audit runs/demo/onnx
+        compress audit runs/demo/onnx --nodes --threads 4
+        compress audit runs/demo/onnx --json > audit.json"""
+
+
+@cli.command(epilog=_epilog(AUDIT))
+@click.argument("artifact")
+@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where ONNX Runtime is to run it.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads on the CPU.")
+@click.option("--nodes", is_flag=True, help="Show every node, not only the slowest.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything that was found as JSON.")
+def audit(artifact: str, provider: str, threads: int, nodes: bool, as_json: bool) -> None:
+    """Show how ONNX Runtime runs an exported ARTIFACT: operators, precision, time; leave with 3 if it is not as planned."""
+    from rich.console import Console
+
+    from compress import auditing
+    from model.artifact import open_artifact
+
+    found = auditing.examine(open_artifact(artifact, "onnx"), provider, threads)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        Console(highlight=False).print(auditing.show(found, nodes))
+    auditing.gate(found)
+
+
 @cli.command(epilog=_epilog("compress diff runs/a/onnx runs/b/onnx"))
 @click.argument("a")
 @click.argument("b")
@@ -274,6 +307,19 @@ def diff(a: str, b: str, as_json: bool) -> None:
         click.echo(json.dumps(lines))
     else:
         click.echo("\n".join(lines) if lines else "The same: equal digests.")
+
+
+@cli.command(epilog=_epilog("compress compare main/report.json new/report.json\ncompress compare runs/a/report runs/b/report --json"))
+@click.argument("old")
+@click.argument("new")
+@click.option("--json", "as_json", is_flag=True, help="Print the changes as JSON.")
+def compare(old: str, new: str, as_json: bool) -> None:
+    """Say what changed from report OLD to report NEW beyond noise; leave with 3 if something is worse."""
+    from compress.comparison import compare_reports, gate, read_report
+
+    found = compare_reports(read_report(Path(old)), read_report(Path(new)))
+    click.echo(found.model_dump_json() if as_json else found.text())
+    gate(found)
 
 
 @cli.command()

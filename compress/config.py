@@ -40,7 +40,13 @@ class Training(Options):
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="How the learning rate falls after that.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay (not on biases and norms).")
     max_length: int = Field(128, ge=2, description="Tokens a text is cut to, in training and ever after.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass in training; weights stay fp32.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Arithmetic of the forward pass in training; weights stay fp32. fp16 (with scaled gradients) needs a GPU."
+    )
+    tf32: bool = Field(False, description="Multiply fp32 matrices as TF32: a GPU of Ampere or newer.")
+    checkpointing: bool = _runtime(False, "Keep only each layer's input for the way back and compute the rest again: less memory.")
+    accumulation: int = Field(1, ge=1, description="Parts in which a step's texts are computed, one after the other: less memory.")
+    compile: bool = Field(False, description="Compile the model for training: pays on a GPU, and on long runs.")
     train_texts: int | None = Field(None, ge=1, description="Train on this many texts only, drawn by the seed.")
     seed: int = Field(0, ge=0, description="Decides initialisation, order and dropout.")
     threads: int | None = _runtime(None, "Threads for training (default: the cores that this process may use).", ge=1)
@@ -51,8 +57,14 @@ class Training(Options):
 class TrainOptions(Training):
     """Options of `compress train`."""
 
+    task: Literal["auto", "embedding"] = Field(
+        "auto", description="What to learn: what the labels say, or embeddings, from pairs of texts with a score."
+    )
     pooling: Literal["mean", "cls"] = Field("mean", description="What the head sees: the mean over the tokens, or the first one.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Dropout (default: the base's own).")
+    attention: tuple[str, ...] = Field(
+        (), description="Other attention for the base's layers, such as window:512; of several, the layers take each in turn (default: its own)."
+    )
 
 
 class Distillation(Training):
@@ -101,8 +113,12 @@ class ExportOptions(Options):
     """Options of `compress export`."""
 
     opset: int | None = Field(None, ge=20, le=23, description="ONNX operator set (default: 20, or 23 where RMSNorm needs it).")
+    precision: Literal["fp32", "fp16"] = Field("fp32", description="fp16 is for GPUs; what would overflow there stays fp32.")
+    attention: Literal["standard", "ort"] = Field(
+        "standard", description="Standard operators, or ONNX Runtime's own Attention, which its fused GPU kernels need."
+    )
     tolerance: float = Field(1e-4, gt=0, description="Largest difference in logits between PyTorch and the file (fp32 graphs).")
-    signal: float = Field(25.0, gt=0, description="Least signal-to-noise ratio in dB between PyTorch and the file (int8 graphs).")
+    signal: float = Field(25.0, gt=0, description="Least signal-to-noise ratio in dB between PyTorch and the file (int8 and fp16 graphs).")
 
 
 class BenchmarkOptions(Options):
@@ -110,13 +126,19 @@ class BenchmarkOptions(Options):
 
     way: tuple[str, ...] = Field(
         ("transformers", "ort"),
-        description="How each model is run: transformers, torch (our own modules), torch-compile, ort. PyTorch ways run the first model only.",
+        description="How models are run: transformers, torch (our own modules), torch-compile: the first model only; ort, ort-iobinding, "
+        "ort-cuda-graph, ort-tensorrt: all. With a precision after a colon: ort:fp16, torch:bf16, ort:tf32.",
     )
     texts: int = Field(150, ge=10, description="Test texts that are timed in a round.")
-    rounds: int = Field(7, ge=3, description="Rounds, each way in turn in each.")
+    rounds: int = Field(7, ge=3, description="Rounds, each way in turn in each; the least of them where there is a budget.")
+    seconds: float | None = Field(None, gt=0, description="Budget: more rounds until the speed-ups are known to ± width, or it is spent.")
+    width: float = Field(0.02, gt=0, lt=1, description="How well a speed-up has to be known, as a share of it.")
+    sweep: tuple[int, ...] = Field((), description="Batches for which throughput is measured over threads and processes (default: none).")
     threads: int = Field(1, ge=1, description="Threads of each way.")
-    provider: Literal["cpu", "cuda"] = Field("cpu", description="Execution provider of ONNX Runtime.")
+    provider: Literal["cpu", "cuda"] = Field("cpu", description="Where the models run.")
     split: Literal["test", "validation"] = Field("test", description="Part of the data that is measured on.")
+    price: float | None = Field(None, gt=0, description="Price of an hour of this machine, for the cost of a million requests.")
+    examples: bool = Field(True, description="Show texts on which the last model and the baseline disagree in the report.")
     seed: int = Field(0, ge=0, description="Decides the texts that are timed and the resampling.")
 
 

@@ -3,8 +3,9 @@
 Columns. `text` names one or two columns (two: a pair); where it is left out, the first of TEXT_COLUMNS that is there is taken. The
 label is in `label`, unless told otherwise.
 
-Task. Labels that are words or whole numbers are classes; other numbers are scores (regression); columns `tokens` and `tags` are
-tagging; no label at all is plain text. Class names are sorted, whole numbers by size.
+Task. Labels that are words or whole numbers are classes; other numbers are scores (regression); lists, or words with "|" between
+them, are any number of classes (multilabel, where an empty list is a text without a label); columns `tokens` and `tags` are tagging; no
+label at all is plain text. Class names are sorted, whole numbers by size.
 
 Parts. `train`, `validation` (or `valid`, `val`, `dev`) and `test`; a single file is train. What is missing is cut from train: a tenth,
 in proportion to the classes, drawn by a hash of seed and text. Rows of the same text stay together, and the order of rows is nothing.
@@ -43,8 +44,9 @@ TEXT_COLUMNS = (
 class Data:
     """A data set, ready for a task.
 
-    `splits` has train, validation and test, with the columns text[, text_b], label (classification: index into `labels`; regression:
-    a float), or tokens, tags, or text alone. `digest` is over all that counts (task, labels, texts in order), not over format or place.
+    `splits` has train, validation and test, with the columns text[, text_b], label (classification: index into `labels`; multilabel: a
+    list of them; regression: a float), or tokens, tags, or text alone. `digest` is over all that counts (task, labels, texts in order),
+    not over format or place.
     """
 
     name: str
@@ -158,6 +160,8 @@ def _read_task(tables: Mapping[str, Table], text: tuple[str, ...], label: str) -
     parts = {part: dict(zip(("text", "text_b"), (_texts(table, name) for name in names), strict=False)) for part, table in tables.items()}
     if not label and "label" not in train.columns:
         return "text", (), parts
+    if any(isinstance(value, list) or "|" in str(value) for value in train.column(label or "label")):
+        return _multilabel(tables, parts, label or "label")
     values = {part: _labels(table, label or "label") for part, table in tables.items()}
     try:
         numbers = {name: float(name) for name in itertools.chain.from_iterable(values.values())}
@@ -174,6 +178,25 @@ def _read_task(tables: Mapping[str, Table], text: tuple[str, ...], label: str) -
     for part, table in tables.items():
         _refuse_unseen(values[part], index, table.where, train.where)
     return "classification", labels, {part: columns | {"label": [index[v] for v in values[part]]} for part, columns in parts.items()}
+
+
+def _multilabel(tables: Mapping[str, Table], parts: dict[str, Columns], name: str) -> tuple[str, tuple[str, ...], dict[str, Columns]]:
+    values = {part: _label_lists(table, name) for part, table in tables.items()}
+    index = {label: number for number, label in enumerate(sorted(set(itertools.chain.from_iterable(values["train"]))))}
+    for part, table in tables.items():
+        _refuse_unseen(itertools.chain.from_iterable(values[part]), index, table.where, tables["train"].where)
+    numbered = {part: [sorted({index[label] for label in labels}) for labels in rows] for part, rows in values.items()}
+    return "multilabel", tuple(index), {part: columns | {"label": numbered[part]} for part, columns in parts.items()}
+
+
+def _label_lists(table: Table, name: str) -> list[list[str]]:
+    found = []
+    for row, value in enumerate(table.column(name), 1):
+        if value is None or value != value:
+            raise DataError(f"{table.where}, row {row}: there is no {name}.", "Write an empty list where a text has no label.")
+        names = value if isinstance(value, list) else str(value).split("|")
+        found.append([str(label).strip() for label in names if str(label).strip()])
+    return found
 
 
 def _tagging(tables: Mapping[str, Table]) -> tuple[str, tuple[str, ...], dict[str, Columns]]:

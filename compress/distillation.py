@@ -9,15 +9,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from compress.losses import HARD, SOFT
 from compress.training import Corpus, Inputs, Objective, Progress, model_inputs
 
 Along = Callable[[Inputs], tuple[Tensor, list[Tensor]]]
 ANSWERS = ("teacher_logits", "teacher_states")
-
-
-def classification(model: Any, inputs: Inputs) -> Tensor:
-    """Cross entropy with the data's labels: what a teacher is trained on."""
-    return F.cross_entropy(model(**model_inputs(inputs)), inputs["labels"])
 
 
 def pooled(state: Tensor, mask: Tensor) -> Tensor:
@@ -53,19 +49,15 @@ def teacher_answers(
     return answers
 
 
-def soft_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """KL divergence from teacher to student at `temperature`, times its square (Hinton et al. 2015, §2). Both [B, labels]."""
-    student, teacher = (F.log_softmax(values / temperature, -1) for values in (logits, teacher_logits))
-    return F.kl_div(student, teacher, log_target=True, reduction="batchmean") * temperature**2
-
-
 def hidden_loss(state: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over the variance of the target, so that the weight means the same for every layer and teacher. Same shapes."""
     return F.mse_loss(state, target) / target.var().clamp_min(1e-6)
 
 
-def objective(*, soft: float, hard: float, hidden: float, temperature: float, along: Along | None = None) -> Objective:
-    """The weighted sum of the losses, as a function of a student and a batch that carries the teacher's answers.
+def objective(
+    *, soft: float, hard: float, hidden: float, temperature: float, along: Along | None = None, task: str = "classification"
+) -> Objective:
+    """The weighted sum of the losses of `task`, as a function of a student and a batch that carries the teacher's answers.
 
     along: for the states of all tokens: gives the teacher's logits and its mapped states [B, S, W] for a batch; without it, the
     pooled states of the batch are compared. Student and teacher must be of one width where `hidden` is not 0.
@@ -80,12 +72,14 @@ def objective(*, soft: float, hard: float, hidden: float, temperature: float, al
             pairs = [(state[real], target[real]) for state, target in zip(states, teacher_states, strict=True)]
         else:
             teacher_logits = inputs["teacher_logits"]
-            pairs = [(pooled(state, mask), target) for state, target in zip(states, inputs["teacher_states"].unbind(1), strict=True)]
+            targets = inputs["teacher_states"].unbind(1) if hidden else ()
+            pairs = [(pooled(state, mask), target) for state, target in zip(states, targets, strict=bool(hidden))]
         total: Tensor = logits.new_zeros((), dtype=torch.float32)
         if soft:
-            total = total + soft * soft_loss(logits.float(), teacher_logits.float(), temperature)
+            taught = (logits, teacher_logits) if task != "tagging" else (logits[mask.bool()], teacher_logits[mask.bool()])
+            total = total + soft * SOFT[task](taught[0].float(), taught[1].float(), temperature)
         if hard:
-            total = total + hard * F.cross_entropy(logits.float(), inputs["labels"])
+            total = total + hard * HARD[task](logits.float(), inputs["labels"])
         if hidden:
             total = total + hidden * torch.stack([hidden_loss(state.float(), target.float()) for state, target in pairs]).mean()
         return total

@@ -1,30 +1,30 @@
 """How good and how quick a model is, for a stage's own line; `compress benchmark` measures properly."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from compress.progress import bar
-from compress.tasks import classification_metrics
+from compress.tasks import TASKS
 from compress.training import Corpus, model_inputs
 from model.encoder import Encoder
+from serve.tasks import outputs_by_text, stacked
 
 TIMED = 40
 
 
 @torch.no_grad()
-def logits(model: Encoder, corpus: Corpus) -> np.ndarray:
-    """Logits [n, labels] float32 of the whole corpus, in its order."""
+def outputs(model: Encoder, corpus: Corpus) -> np.ndarray:
+    """What the model gives for the whole corpus, float32 in its order, in the form that `compress.tasks` has for its task."""
     model.eval()
-    found = np.zeros((len(corpus), model.config.head.labels), np.float32)
-    batches = corpus.batches(64)
-    with bar("evaluating") as progress:
-        for number, rows in enumerate(batches, start=1):
-            found[rows] = model(**model_inputs(corpus.batch(rows))).float().numpy()
-            progress(number, len(batches), "")
-    return found
+    found: dict[int, np.ndarray] = {}
+    for rows in corpus.batches(64):
+        given = model(**model_inputs(corpus.batch(rows))).float().numpy()
+        padded = corpus.tokenizer.pad([corpus.encodings[row] for row in rows])
+        found |= zip(rows, outputs_by_text(model.config.head.kind, given, padded, corpus.seconds is not None), strict=True)
+    return stacked([found[row] for row in range(len(corpus))])
 
 
 @torch.no_grad()
@@ -42,9 +42,9 @@ def torch_latency_ms(model: Encoder, corpus: Corpus) -> float:
     return round(1000 * float(np.median(samples)), 3)
 
 
-def measure(model: Encoder, corpus: Corpus, *, latency: bool = True) -> dict[str, Any]:
+def measure(model: Encoder, corpus: Corpus, labels: Sequence[str], *, latency: bool = True) -> dict[str, Any]:
     """What a stage's manifest says of its model: quality on the validation part, parameters, latency in PyTorch."""
-    quality = classification_metrics(logits(model, corpus), corpus.labels.numpy())
+    quality = TASKS[model.config.head.kind].metrics(outputs(model, corpus), corpus.truth, labels)
     tensors = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.dtype == torch.int8)]
     measured = {"validation": quality, "parameters": sum(tensor.numel() for tensor in tensors)}
     return {**measured, "torch_ms": torch_latency_ms(model, corpus)} if latency else measured

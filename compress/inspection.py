@@ -1,9 +1,12 @@
 """What `compress inspect`, `diff` and `options` show: read from manifests alone. Torch-free."""
 
+import json
 from typing import Any, get_args
 
 from compress.stage import differences
+from compress.tasks import first_score, quality_words
 from model import config
+from model import slots as model_slots
 from model.artifact import Artifact
 
 
@@ -45,8 +48,8 @@ def _title(known: dict[str, Any]) -> str:
     parts = [f"{known['stage']} {known['digest'][:12]}"]
     if "name" in known:
         parts.append(known["name"])
-    if accuracy := metrics.get("validation", {}).get("accuracy"):
-        parts.append(f"{100 * accuracy:.1f} % on validation")
+    if first_score(quality := metrics.get("validation", {})):
+        parts.append(f"{quality_words(quality)} on validation")
     if parameters := metrics.get("parameters"):
         parts.append(f"{parameters / 1e6:.1f} M parameters")
     if size := known.get("bytes"):
@@ -87,22 +90,34 @@ def _compare(a: dict[str, Any], b: dict[str, Any], where: str, first: Artifact, 
 
 def slots() -> dict[str, dict[str, dict[str, str]]]:
     """Slot → kind → parameter → what it takes, read from the configuration classes."""
-    unions = {"positions": config.Positions, "attention": config.Attention, "feedforward": config.FeedForward, "norm": config.Norm}
+    unions = {
+        "positions": model_slots.Positions,
+        "rotary extension": model_slots.Extension,
+        "attention": model_slots.Attention,
+        "feedforward": model_slots.FeedForward,
+        "norm": model_slots.Norm,
+        "head": config.Head,
+    }
     found: dict[str, dict[str, dict[str, str]]] = {}
-    for slot, union in {**unions, "head": config.ClassificationHead}.items():
-        kinds = get_args(get_args(union)[0]) if get_args(union) else (union,)
-        found[slot] = {kind.model_fields["kind"].default: _parameters(kind) for kind in kinds}
-    own = {"vocabulary", "width", "token_types", "norm_first", "dropout", "layers", "max_length"}
-    found["encoder"] = {"": {name: text for name, text in _parameters(config.EncoderConfig).items() if name in own}}
+    for slot, union in unions.items():
+        found[slot] = {kind.model_fields["kind"].default: _parameters(kind) for kind in get_args(get_args(union)[0])}
+    found["layer"] = {"": _parameters(config.LayerConfig)}
+    found["encoder"] = {
+        "": {name: text for name, text in _parameters(config.EncoderConfig).items() if name not in ("head", "quantization")}
+    }
     return found
 
 
 def _parameters(kind: Any) -> dict[str, str]:
-    schema = kind.model_json_schema()
+    """What each parameter takes, in words; a parameter that may be left out says what that means."""
     parameters = {}
-    for name, rule in schema["properties"].items():
+    for name, rule in kind.model_json_schema()["properties"].items():
         if name == "kind":
             continue
-        text = " | ".join(map(str, rule["enum"])) if "enum" in rule else rule.get("type", "a list or slot")
-        parameters[name] = f"{text}, default {rule['default']}" if isinstance(rule.get("default"), int | float | str) else text
+        known = [part for part in rule.get("anyOf", [rule]) if part.get("type") != "null"]
+        text = " | ".join(map(str, known[0]["enum"])) if "enum" in known[0] else known[0].get("type", "a slot")
+        text = {"array": "a list", "boolean": "true | false"}.get(text, text)
+        if "anyOf" in rule and len(known) < len(rule["anyOf"]):
+            text += ", may be left out"
+        parameters[name] = f"{text}, default {json.dumps(rule['default'])}" if isinstance(rule.get("default"), int | float | str) else text
     return parameters

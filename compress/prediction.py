@@ -6,18 +6,19 @@ Everything goes in blocks, so that a file may be larger than the memory.
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from compress.rows import check_target, numbered_lines, read_rows, write_rows
 from model.artifact import Manifest, read_manifest
 from model.errors import ArtifactError, ConfigError, DataError, require
-from serve.predictor import Prediction, Predictor, open_predictor, predict
+from serve.predictor import Predictor, open_predictor, predict
+from serve.tasks import Answer
 
 BLOCK = 1024  # texts that are labelled at a time, batches of like length within
 TEXT, PAIR = "text", "text_b"
-ADDED = ("predicted_label", "predicted_probability")
+ADDED = "predicted_"  # stands before the columns that an answer adds
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Item:
     texts: tuple[str, ...]
 
 
-Result = tuple[Item, Prediction]
+Result = tuple[Item, Answer]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def label_texts(
 
 def takes_pairs(manifest: Manifest) -> bool | None:
     """Whether the model was trained on pairs of texts, by the data in its manifest or its ancestors'; None if there are none."""
+    if manifest.task == "embedding":
+        return None  # a text has a vector, a pair the cosine of its two
     sets = [manifest.data, *(ancestor.get("data") for ancestor in manifest.ancestors.values())]
     known = [bool(data.get("pairs")) for data in sets if data is not None]
     return any(known) if known else None
@@ -137,20 +140,22 @@ def predictions(predictor: Predictor, items: Iterable[Item], batch_size: int = 3
         yield from zip(block, predict(predictor, texts, pairs, batch_size), strict=True)
 
 
-def shown(item: Item, prediction: Prediction, *, as_json: bool) -> str:
-    """One line: label, probability and text between tabs, white space in the text as single spaces; or a JSON object."""
+def shown(item: Item, prediction: Answer, *, as_json: bool) -> str:
+    """One line: the answer (label, probability) and the text between tabs, white space in the text as single spaces; or a JSON object."""
     if as_json:
-        found = {"label": prediction.label, "probability": prediction.probability, "probabilities": prediction.probabilities}
+        found = asdict(prediction)
         return json.dumps(found | dict(zip((TEXT, PAIR), item.texts, strict=False)), ensure_ascii=False)
-    return "\t".join([prediction.label, f"{prediction.probability:.4f}", *(" ".join(text.split()) for text in item.texts)])
+    cells = [f"{value:.4f}" if isinstance(value, float) else value for value in prediction.cells().values()]
+    return "\t".join([*cells, *(" ".join(text.split()) for text in item.texts)])
 
 
 def with_predictions(results: Iterable[Result]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows for `write_rows`: the columns each text came with, and ADDED. Raises DataError if the text came with one of these."""
+    """Rows for `write_rows`: the columns each text came with, and the answer's. Raises DataError if the text came with one of these."""
     for item, prediction in results:
-        if taken := item.values.keys() & set(ADDED):
+        added = {ADDED + name: value for name, value in prediction.cells().items()}
+        if taken := item.values.keys() & added.keys():
             raise DataError(f"{item.where}: there is a column {', '.join(sorted(taken))} already.", "Rename it, or take it out.")
-        yield item.where, item.values | dict(zip(ADDED, (prediction.label, prediction.probability), strict=True))
+        yield item.where, item.values | added
 
 
 def _check_columns(model: Path, pairs: bool | None, columns: Sequence[str]) -> None:

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from compress.ranks import rank
+from compress.tasks import first_score, quality_words
+
 if TYPE_CHECKING:
     from compress.stage import Outcome
 
-CONSOLE = Console(stderr=True, highlight=False)
+CONSOLE = Console(stderr=True, highlight=False, quiet=rank() > 0)
 
 
 def say(text: str) -> None:
@@ -44,8 +47,8 @@ def stage_line(outcome: "Outcome") -> str:
     manifest = outcome.manifest
     metrics = manifest.metrics
     parts = []
-    if accuracy := metrics.get("validation", {}).get("accuracy"):
-        parts.append(f"{100 * accuracy:.1f} % on validation{_change(manifest, accuracy)}")
+    if quality := metrics.get("validation"):
+        parts.append(f"{quality_words(quality)} on validation{_change(manifest, quality)}")
     if "torch_ms" in metrics:
         parts.append(f"{metrics['torch_ms']:.2f} ms in PyTorch")
     if "ort_ms" in metrics:
@@ -57,10 +60,11 @@ def stage_line(outcome: "Outcome") -> str:
     return f"{manifest.stage:>9} → {outcome.path}: {', '.join(parts)}"
 
 
-def _change(manifest: Any, accuracy: float) -> str:
+def _change(manifest: Any, quality: dict[str, Any]) -> str:
     """The difference to the model that it was made from, in points."""
     for role in ("model", "teacher"):
         parent = manifest.ancestors.get(manifest.parents.get(role, ""), {}).get("metrics", {})
-        if before := parent.get("validation", {}).get("accuracy"):
-            return f" ({100 * (accuracy - before):+.1f} points)"
+        now, before = first_score(quality), first_score(parent.get("validation", {}))
+        if now and before:
+            return f" ({100 * (now[1] - before[1]):+.1f} points)"
     return ""

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from compress.importance import Importance
+from model.config import EncoderConfig
 from model.encoder import Encoder
 from model.errors import ConfigError
+from model.slots import AttentionHeads
 
 
 def counts(wanted: tuple[int, ...], present: list[int], what: str) -> list[int]:
@@ -38,24 +40,34 @@ def choose(scores: list[Tensor], keep: list[int], allocation: str) -> list[list[
     return [sorted(indices) for indices in chosen]
 
 
+def check_heads(config: EncoderConfig, keep: list[int]) -> None:
+    """Raise ConfigError if so many heads a layer cannot be kept because heads share their keys in groups (all in one group may)."""
+    for number, (layer, kept) in enumerate(zip(config.layers, keep, strict=True)):
+        heads, keys = layer.attention.heads, layer.attention.keys
+        if keys not in (1, heads) and kept != heads:
+            raise ConfigError(
+                f"Layer {number} has {heads} heads in groups of {heads // keys} that share their keys; a group cannot lose a head.",
+                "Prune its neurons only (leave --heads out).",
+            )
+
+
 def prune(model: Encoder, heads: list[list[int]], neurons: list[list[int]]) -> Encoder:
     """A smaller encoder with only the given heads and neurons of each layer; keeping all of them gives the same model."""
+    check_heads(model.config, [len(kept) for kept in heads])
     layers = []
     for layer, kept_heads, kept_neurons in zip(model.config.layers, heads, neurons, strict=True):
-        layers.append(
-            {
-                "attention": {**layer.attention.model_dump(), "heads": len(kept_heads)},
-                "feedforward": {**layer.feedforward.model_dump(), "neurons": len(kept_neurons)},
-            }
-        )
+        attention = {**layer.attention.model_dump(), "heads": len(kept_heads)}
+        if layer.attention.keys == layer.attention.heads:
+            attention["key_value_heads"] = None  # each head keeps its own
+        feedforward = {**layer.feedforward.model_dump(), "neurons": len(kept_neurons)}
+        layers.append({**layer.model_dump(), "attention": attention, "feedforward": feedforward})
     smaller = Encoder(model.config.changed(layers=layers))
     weights = {}
     for name, value in model.state_dict().items():
         parts = name.split(".")
         if parts[0] == "layers":
             number = int(parts[1])
-            attention = model.config.layers[number].attention
-            value = _cut(value, parts[2:], heads[number], neurons[number], attention.heads, attention.head_width)
+            value = _cut(value, parts[2:], heads[number], neurons[number], model.config.layers[number].attention)
         weights[name] = value.clone()
     smaller.load_state_dict(weights)
     return smaller
@@ -70,14 +82,22 @@ def prune_by(model: Encoder, importance: list[Importance], heads: list[int], neu
     )
 
 
-def _cut(value: Tensor, name: list[str], heads: list[int], neurons: list[int], present: int, width: int) -> Tensor:
+def _cut(value: Tensor, name: list[str], heads: list[int], neurons: list[int], attention: AttentionHeads) -> Tensor:
     """The rows or columns of one parameter that the kept heads and neurons use."""
+    width = attention.head_width
     columns = torch.tensor([head * width + offset for head in heads for offset in range(width)])
     match name:
         case ["attention", "qkv", _]:
-            return value[torch.cat([columns + part * present * width for part in range(3)])]
+            sizes = [count * width for count in (attention.heads, attention.keys, attention.keys)]
+            queries, keys, values = torch.split_with_sizes(value, sizes)
+            own = attention.keys == attention.heads
+            return torch.cat((queries[columns], keys[columns] if own else keys, values[columns] if own else values))
         case ["attention", "output", "weight"]:
             return value[:, columns]
+        case ["positions", "slopes"]:
+            return value[heads]
+        case ["positions", "buckets"]:
+            return value[:, heads]
         case ["feedforward", "up" | "gate", _]:
             return value[neurons]
         case ["feedforward", "down", "weight"]:

@@ -9,7 +9,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.units import factor, milliseconds, percent, significant, size
+from compress.report_tables import (
+    band_rows,
+    bounds,
+    class_rows,
+    comparison_rows,
+    cost_rows,
+    model_rows,
+    peer_sentence,
+    points,
+    score,
+    score_text,
+    stage_rows,
+    sweep_rows,
+)
+from compress.units import factor, milliseconds, percent, size
 from model.errors import require
 from serve.machine import machine_facts
 
@@ -31,6 +45,9 @@ def build_report(
     stages: Sequence[Mapping[str, Any]] = (),
     lineage: Sequence[Mapping[str, Any]] = (),
     machine: Mapping[str, Any] | None = None,
+    failed: Sequence[Mapping[str, str]] = (),
+    price_per_hour: float | None = None,
+    examples: bool = True,
 ) -> Report:
     """Everything that a report says, as plain JSON values.
 
@@ -38,6 +55,8 @@ def build_report(
     each way's name {"digest", "bytes"[, "parameters", "integer_linears"]}; `final` is the way that the headline is about (default: the
     last); `stages` are rows {"stage", "name", "digest", "accuracy", "bytes", "seconds"[, "parameters", "latency_ms"]} in order, and
     `lineage` is the artifacts {"name", "stage", "digest", "parents": {role: digest or name}}, each after its parents.
+    `failed` is what could not be measured, {"name", "reason"}; `price_per_hour` is what the machine costs, in the user's currency.
+    Without `examples` no text of the data is in the report.
     """
     report = {
         "format": FORMAT,
@@ -50,6 +69,9 @@ def build_report(
         "comparisons": measured["comparisons"],
         "stages": stages,
         "lineage": lineage,
+        **({"failed": failed} if failed else {}),
+        **({"price_per_hour": price_per_hour} if price_per_hour is not None else {}),
+        **({"disagreements": measured["disagreements"]} if examples and measured.get("disagreements") else {}),
     }
     plain: Report = json.loads(json.dumps(report, default=dict, allow_nan=False))
     return plain
@@ -72,11 +94,11 @@ def highlights(report: Report) -> list[dict[str, str]]:
     """What matters, as a `figure` and the `text` that goes on from it: speed, accuracy, size of the final model."""
     final = _model(report, report["final"])
     pairs = [(one, _model(report, one["baseline"])) for one in report["comparisons"] if one["model"] == final["name"]]
-    accuracy, bytes_ = percent(final["quality"]["accuracy"]), size(final["bytes"])
+    name, value, bytes_ = score(final)[0], score_text(final), size(final["bytes"])
     if not pairs:
         return [
             {"figure": milliseconds(final["latency_ms"]["median"]), "text": f"a text, {final['name']}, median"},
-            {"figure": accuracy, "text": "accuracy"},
+            {"figure": value, "text": name},
             {"figure": bytes_, "text": "on disk"},
         ]
     (first, baseline), *others = pairs
@@ -87,11 +109,13 @@ def highlights(report: Report) -> list[dict[str, str]]:
     verdict = words.get(first["verdict"], f"the speed of {baseline['name']}: no clear difference")
     speeds = "".join(f"; {factor(one['speedup'])} {model['name']}" for one, model in others)
     drop, ratio = first["accuracy_drop_points"], baseline["bytes"] / final["bytes"]
-    lost = f"{abs(drop):.1f} points {'less' if drop > 0 else 'more'} than {baseline['name']}{_points(first['drop_interval'])}"
+    within = first["drop_interval"]
+    change = points([-end for end in reversed(within)] if within and drop <= 0 else within)
+    lost = f"{abs(drop):.1f} points {'less' if drop > 0 else 'more'} than {baseline['name']}{change}"
     against = f"{factor(ratio)} smaller" if ratio >= 1 else f"{factor(1 / ratio)} larger"
     return [
-        {"figure": factor(speed), "text": f"{verdict}{_interval(interval)}{speeds}"},
-        {"figure": accuracy, "text": f"accuracy, {lost}"},
+        {"figure": factor(speed), "text": f"{verdict}{bounds(interval)}{speeds}"},
+        {"figure": value, "text": f"{name}, {lost}"},
         {"figure": bytes_, "text": f"on disk, {against} than {baseline['name']} ({size(baseline['bytes'])})"},
     ]
 
@@ -107,10 +131,15 @@ def write_markdown(report: Report) -> str:
     parts = [
         "\n".join(f"- {line}" for line in headline(report)),
         _markdown_table(model_rows(report)),
+        peer_sentence(report),
         _markdown_table(comparison_rows(report)),
+        _markdown_table(band_rows(report)),
+        _markdown_table(sweep_rows(report)),
+        _markdown_table(cost_rows(report)),
         _markdown_table(stage_rows(report)),
+        "\n".join(f"- not measured: {one['name']}: {one['reason']}" for one in report.get("failed", ())),
         f"{data['name']}, {data['test_texts']:,} test texts; {sentence(report)}",
-        *(f"Note: {note}" for note in protocol["notes"]),
+        *(f"Note: {note}" for note in protocol.get("notes", ())),
         f"```\n{protocol['command']}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -124,78 +153,6 @@ def sentence(report: Report) -> str:
         f"{protocol['texts']} texts in {protocol['rounds']} rounds, batch {protocol['batch']}, threads {protocol['threads']}, "
         f"noise floor {floor}; {machine['gpu'] or machine['cpu']}, {machine['cores']} cores."
     )
-
-
-def model_rows(report: Report) -> list[dict[str, str]]:
-    """The table of models; a column that no model has is left out."""
-    rows = []
-    for model in report["models"]:
-        latency, quality, linears = model["latency_ms"], model["quality"], model.get("integer_linears")
-        rows.append(
-            {
-                "model": model["name"],
-                "runs as": f"{model['engine']} {model['precision']}, {model['provider']}, {model['mode']}",
-                "accuracy": f"{percent(quality['accuracy'])}{_shares(quality['accuracy_interval'])}",
-                "macro F1": percent(quality["macro_f1"]),
-                "median": f"{milliseconds(latency['median'])}{_interval(latency['interval'])}",
-                "p95": milliseconds(latency["p95"]) if "p95" in latency else "",
-                "p99": milliseconds(latency["p99"]) if "p99" in latency else "",
-                "ids → logits": milliseconds(latency["model_only_median"]),
-                f"texts/s, batch {model['throughput']['batch']}": significant(model["throughput"]["texts_per_second"]),
-                "size": size(model["bytes"]),
-                "parameters": f"{significant(model['parameters'] / 1e6)} M" if "parameters" in model else "",
-                "peak memory": f"{significant(model['peak_rss_mb'])} MB",
-                "cold start": f"{significant(model['cold_start_ms'])} ms",
-                "integer linears": f"{linears['integer']} of {linears['total']}" if linears else "",
-            }
-        )
-    return _filled(rows)
-
-
-def comparison_rows(report: Report) -> list[dict[str, str]]:
-    """The table of comparisons."""
-    return [
-        {
-            "model": one["model"],
-            "against": one["baseline"],
-            "speed-up": f"{factor(one['speedup'])}{_interval(one['speedup_interval'])}",
-            "verdict": one["verdict"],
-            "accuracy lost, points": f"{_tenth(one['accuracy_drop_points'])}{_points(one['drop_interval'])}",
-            "McNemar p": "< 0.001" if one["mcnemar_p"] < 0.001 else f"{one['mcnemar_p']:.3f}",
-            "same answer": percent(one["agreement"]),
-        }
-        for one in report["comparisons"]
-    ]
-
-
-def stage_rows(report: Report) -> list[dict[str, str]]:
-    """The table of stages: what each did to accuracy, latency and size."""
-    rows, before = [], None
-    for stage in report["stages"]:
-        accuracy = stage.get("accuracy")
-        change = "" if accuracy is None or before is None else f" ({(accuracy - before) * 100:+.1f})"
-        before = before if accuracy is None else accuracy
-        rows.append(
-            {
-                "stage": stage["stage"],
-                "artifact": stage.get("name", ""),
-                "accuracy": "" if accuracy is None else f"{percent(accuracy)}{change}",
-                "latency": milliseconds(stage["latency_ms"]) if stage.get("latency_ms") else "",
-                "parameters": f"{significant(stage['parameters'] / 1e6)} M" if stage.get("parameters") else "",
-                "size": size(stage["bytes"]),
-                "took": "" if stage["seconds"] is None else _duration(stage["seconds"]),
-                "digest": stage["digest"][:12],
-            }
-        )
-    return _filled(rows)
-
-
-def class_rows(report: Report) -> list[dict[str, Any]]:
-    """F1 of every class: {"label", "support", "f1": [a share or None a model]}."""
-    classes = [model["quality"]["per_class"] for model in report["models"]]
-    return [
-        {"label": row[0]["label"], "support": row[0]["support"], "f1": [one["f1"] for one in row]} for row in zip(*classes, strict=True)
-    ]
 
 
 def lineage_tree(report: Report) -> list[dict[str, Any]]:
@@ -223,56 +180,44 @@ def write_html(report: Report, path: Path) -> None:
     from compress import charts
 
     models = report["models"]
-    spoken = ", ".join(
-        f"{model['name']} {percent(model['quality']['accuracy'])} at {milliseconds(model['latency_ms']['median'])}" for model in models
-    )
+    banded = [model for model in models if len(model.get("bands", ())) > 1]  # one point is no line
+    swept = [model for model in models if len({one["batch"] for one in model.get("throughput_sweep", ())}) > 1]
     rows = 0.7 + 0.7 * len(models)  # inches
+
+    def picture(kind: charts.Picture, of: Sequence[Report], label: str, height: float, narrow: float | None = None) -> list[str]:
+        """Twice: for a page that is wide, and for a narrow one."""
+        return [charts.draw(kind, of, f"{label}: {spoken}", *box) for box in ((10, height), (4.4, narrow or height))] if of else []
+
+    spoken = ", ".join(f"{model['name']} {score_text(model)} at {milliseconds(model['latency_ms']['median'])}" for model in models)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(percent=percent, size=size)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
         final=_model(report, report["final"]),
+        score=score(models[0])[0],
         highlights=highlights(report),
         sentence=sentence(report),
         models=model_rows(report),
+        peers=peer_sentence(report),
+        failed=report.get("failed", ()),
         comparisons=comparison_rows(report),
+        bands=band_rows(report),
+        sweep=sweep_rows(report),
+        costs=cost_rows(report),
+        disagreements=report.get("disagreements", ()),
         stages=stage_rows(report),
         classes=class_rows(report),
         tree=lineage_tree(report),
-        pareto=[charts.draw(charts.pareto, models, f"Accuracy against latency: {spoken}", *box) for box in ((10, 5), (4.4, 4.6))],
-        distribution=[charts.draw(charts.distribution, models, f"Latency samples: {spoken}", *box) for box in ((10, rows), (4.4, rows))],
+        pareto=picture(charts.pareto, models, "Quality against latency", 5, 4.6),
+        distribution=picture(charts.distribution, models, "Latency samples", rows),
+        banded=picture(charts.bands, banded, "Latency against length", 4.6),
+        swept=picture(charts.sweep, swept, "Texts a second against the batch", 4.2),
     )
     path.write_text(page, encoding="utf-8")
 
 
 def _model(report: Report, name: str) -> dict[str, Any]:
     return next(model for model in report["models"] if model["name"] == name)
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    return f" ({significant(interval[0])}–{significant(interval[1])})" if interval else ""
-
-
-def _points(interval: Sequence[float] | None) -> str:
-    return f" ({_tenth(interval[0])} to {_tenth(interval[1])})" if interval else ""
-
-
-def _tenth(value: float) -> str:
-    return f"{round(value, 1) + 0.0:.1f}"  # no -0.0
-
-
-def _shares(interval: Sequence[float] | None) -> str:
-    return f" ({interval[0] * 100:.1f}–{interval[1] * 100:.1f})" if interval else ""
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{significant(seconds, 2)} s"
-
-
-def _filled(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Without the columns that are empty in every row."""
-    return [{name: value for name, value in row.items() if any(other[name] for other in rows)} for row in rows]
 
 
 def _markdown_table(rows: Sequence[Mapping[str, str]]) -> str:

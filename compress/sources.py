@@ -53,9 +53,11 @@ def open_source(value: str, kind: Kind | None = None) -> Source:
         return Source(path, path.name, artifact.digest, artifact)
     if path.is_file():
         return Source(path, path.name, file_sha256(path))
+    name = path.name
     if not path.is_dir():
+        name = value
         path = builtin.base_directory(value) if value in builtin.BASES else _from_hub(value)
-    return Source(path, Path(value).name, directory_digest(path))
+    return Source(path, name, directory_digest(path))
 
 
 def _from_hub(value: str) -> Path:

@@ -9,7 +9,10 @@ import errno
 import importlib
 import json
 import logging
+import os
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from compress import config
 from compress.card import write_card
+from compress.ranks import rank
 from compress.sources import Source
 from model.artifact import MANIFEST, Kind, Manifest, canonical, flush, open_artifact, read_manifest, seal
 from model.errors import AlambicError, ArtifactError, EnvironmentProblem, require
@@ -80,6 +84,8 @@ class Stage:
     @property
     def run(self) -> Callable[..., Result]:
         """The function `run(options, sources, data, workspace)` of `compress.stages.NAME`, imported only now."""
+        # Threads that wait by spinning starve each other on a shared machine: several times slower there, no faster on a quiet one.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         for chatty in ("torchao", "torch.utils._pytree", "transformers"):  # notes at import about what nobody here asked for
             logging.getLogger(chatty).setLevel(logging.ERROR)
         run: Callable[..., Result] = importlib.import_module(f"compress.stages.{self.name}").run
@@ -94,7 +100,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("train", config.TrainOptions, "torch", {"base": None, "tokenizer?": None}, True, _TRAIN),
-        Stage("distill", config.DistillOptions, "torch", {"teacher": "torch"}, True, _TRAIN),
+        Stage("distill", config.DistillOptions, "torch", {"teacher": None, "base?": None}, True, _TRAIN),
         Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": "torch"}, True, _TRAIN),
         Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": "torch"}, True, _QUANTIZE),
         Stage("export", config.ExportOptions, "onnx", {"model": "torch"}, False, _EXPORT),
@@ -118,7 +124,7 @@ def run_stage(
     """Make the artifact `out`, or leave it alone if it is up to date.
 
     Raises ArtifactError if `out` is in use, is something else, or was made otherwise and `overwrite` is not given; whatever the stage
-    raises passes through, and then `out` is as it was.
+    raises passes through, and then `out` is as it was. In a process that only helps to train (`compress.ranks`) it ends the process.
     """
     plan: dict[str, Any] = {
         "stage": stage.name,
@@ -127,6 +133,11 @@ def run_stage(
         "data": data.summary() if data else _data_of(sources),
     }
     partial = out.with_name(out.name + ".partial")
+    if rank() and _up_to_date(out, plan, overwrite) is None:  # process 0 makes the artifact, this one helps it train
+        with tempfile.TemporaryDirectory() as scratch:
+            stage.run(options, sources, data, Workspace(Path(scratch), partial / "work"))
+    if rank():
+        sys.exit(0)
     out.parent.mkdir(parents=True, exist_ok=True)
     with _locked(out), _room(out):
         _restore(out)
@@ -142,14 +153,15 @@ def run_stage(
                 shutil.rmtree(partial)
             raise
         made: dict[str, Any] = {"kind": stage.kind, "task": result.task, "labels": result.labels, "metrics": result.metrics}
-        card = write_card(stage=stage.name, options=plan["options"], data=plan["data"], **made)
+        ancestors = _ancestors(sources)
+        card = write_card(ancestors=ancestors, **plan, **made)
         (workspace.artifact / "README.md").write_text(card, encoding="utf-8")
         manifest = seal(
             workspace.artifact,
             **plan,
             **made,
             made_by={**machine_facts(), "started": round(started), "seconds": round(time.time() - started, 1)},
-            ancestors=_ancestors(sources),
+            ancestors=ancestors,
         )
         _replace(out, workspace.artifact)
         shutil.rmtree(partial)

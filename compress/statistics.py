@@ -16,6 +16,7 @@ Interval = tuple[float, float]
 Verdict = Literal["faster", "slower", "no clear difference"]
 
 CELLS = 8_000_000  # resampled numbers held at once
+LEAST = 0.02  # processes of one file differ by up to a percent, by where their memory lies: nothing smaller than this is concluded
 BEYOND = 10  # samples that must lie beyond a quantile before it is claimed
 
 
@@ -69,8 +70,8 @@ def noise_floor(one: Floats, other: Floats, seed: int = 0) -> float | None:
 
 
 def verdict(ratio: float, interval: Interval | None, floor: float | None) -> Verdict:
-    """`faster` or `slower` only where the interval leaves out 1 and the ratio, either way round, lies beyond the noise floor."""
-    if interval is None or floor is None or interval[0] <= 1 <= interval[1] or max(ratio, 1 / ratio) - 1 <= floor:
+    """`faster` or `slower` only where the interval leaves out 1 and the ratio, either way round, lies beyond the noise floor and LEAST."""
+    if interval is None or floor is None or interval[0] <= 1 <= interval[1] or max(ratio, 1 / ratio) - 1 <= max(floor, LEAST):
         return "no clear difference"
     return "faster" if ratio > 1 else "slower"
 

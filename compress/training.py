@@ -6,10 +6,11 @@ before it begins, from the seed alone, so that a run that was killed and goes on
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from compress.config import Training
+from compress.ranks import local_processes, processes, rank
+from compress.tasks import truth_of
+from model.encoder import Encoder
 from model.errors import EnvironmentProblem
 from model.tokenizer import Encoding, Tokenizer
 from serve.machine import usable_cores
@@ -26,32 +30,50 @@ from serve.machine import usable_cores
 Inputs = dict[str, Tensor]
 Objective = Callable[[Any, Inputs], Tensor]
 Progress = Callable[[int, int, str], None]
+T = TypeVar("T")
 COMPLETE = "complete"
+NO_TAG = -100  # of tokens that do not begin a word
 POOL = 50  # batches among which texts of like length are brought together
+
+
+class Part(NamedTuple):
+    """Rows that one process computes at a time, and how much their mean counts."""
+
+    rows: list[int]
+    weight: float
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokenised texts with their labels; `columns` are tensors with one row a text, handed to the objective by name."""
+    """Tokenised texts with their labels, a row a text; for embeddings a row may be two texts, each encoded by itself.
+
+    `labels` [n], [n, labels] for several labels, [n, longest] with a tag for each token (`tags`); `columns` are tensors handed to the
+    objective by name; `truth` is what metrics compare with (see `compress.tasks`), `seconds` the second texts.
+    """
 
     tokenizer: Tokenizer
     encodings: list[Encoding]
     labels: Tensor
     columns: dict[str, Tensor] = field(default_factory=dict)
+    truth: Any = None
+    seconds: list[Encoding] | None = None
+    tags: bool = False
 
     def __len__(self) -> int:
         return len(self.encodings)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text [n]."""
-        return np.fromiter((len(encoding.ids) for encoding in self.encodings), dtype=np.int64, count=len(self))
+        """Tokens of each text (the longer of two) [n]."""
+        count = [len(encoding.ids) for encoding in self.encodings]
+        return np.array(count) if self.seconds is None else np.maximum(count, [len(encoding.ids) for encoding in self.seconds])
 
     def batch(self, rows: list[int]) -> Inputs:
-        """The padded texts at `rows`, their labels and columns."""
-        padded = self.tokenizer.pad([self.encodings[row] for row in rows])
-        inputs = {name: torch.from_numpy(array) for name, array in padded.items()}
-        return {**inputs, "labels": self.labels[rows], **{name: column[rows] for name, column in self.columns.items()}}
+        """The padded texts at `rows` (all first texts, then all second ones where there are two), their labels and columns."""
+        chosen = [texts[row] for texts in (self.encodings, self.seconds) if texts is not None for row in rows]
+        inputs = {name: torch.from_numpy(array) for name, array in self.tokenizer.pad(chosen).items()}
+        labels = self.labels[rows, : inputs["input_ids"].shape[1]] if self.tags else self.labels[rows]
+        return {**inputs, "labels": labels, **{name: column[rows] for name, column in self.columns.items()}}
 
     def batches(self, size: int) -> list[list[int]]:
         """All rows, longest texts first, in batches of `size`: the cheapest order for a pass without training."""
@@ -66,16 +88,43 @@ class Corpus:
             progress(number, len(batches), "")
 
     def subset(self, size: int, seed: int) -> "Corpus":
-        """`size` rows drawn by `seed` (all of them if there are fewer)."""
+        """`size` rows drawn by `seed` (all of them if there are fewer), without their truth."""
         rows = np.random.default_rng(seed).permutation(len(self))[:size].tolist()
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return Corpus(self.tokenizer, [self.encodings[row] for row in rows], self.labels[rows], columns)
+        seconds = None if self.seconds is None else [self.seconds[row] for row in rows]
+        return replace(
+            self, encodings=[self.encodings[row] for row in rows], labels=self.labels[rows], columns=columns, truth=None, seconds=seconds
+        )
 
 
-def tokenize(tokenizer: Tokenizer, split: Any) -> Corpus:
-    """A part of the data (columns text[, text_b], label) as a Corpus."""
-    pairs = split["text_b"][:] if "text_b" in split.column_names else None
-    return Corpus(tokenizer, tokenizer.ids(split["text"][:], pairs), torch.tensor(split["label"][:]))
+def drawn(split: Any, size: int | None, seed: int) -> Any:
+    """`size` rows of a part of the data, drawn by `seed`; all of them if `size` is None or there are fewer."""
+    return split if size is None else split.select(np.random.default_rng(seed).permutation(len(split))[:size])
+
+
+def tokenize(tokenizer: Tokenizer, split: Any, task: str = "classification", labels: Sequence[str] = ()) -> Corpus:
+    """A part of the data (columns as `compress.data` has them) as a Corpus for a model of `task` with these labels."""
+    truth = truth_of(task, split, labels)
+    if task == "tagging":
+        return _tagged(tokenizer, split["tokens"][:], truth)
+    texts, pairs = split["text"][:], split["text_b"][:] if "text_b" in split.column_names else None
+    if task == "embedding":
+        span = max(float(np.ptp(truth)), 1e-9)
+        wanted = torch.tensor((truth - truth.min()) / span, dtype=torch.float32)  # cosines from 0 to 1
+        return Corpus(tokenizer, tokenizer.ids(texts), wanted, truth=truth, seconds=tokenizer.ids(pairs or []))
+    kind = torch.int64 if task == "classification" else torch.float32
+    return Corpus(tokenizer, tokenizer.ids(texts, pairs), torch.tensor(truth, dtype=kind), truth=truth)
+
+
+def _tagged(tokenizer: Tokenizer, sentences: list[list[str]], tags: list[list[int]]) -> Corpus:
+    """The tag of a word is that of its first token; the others have none (Devlin et al. 2018, §5.3)."""
+    encodings = tokenizer.words(sentences)
+    labels = torch.full((len(encodings), max(len(encoding.ids) for encoding in encodings)), NO_TAG)
+    for row, (encoding, numbers) in enumerate(zip(encodings, tags, strict=True)):
+        for place, number in zip(encoding.words or [], numbers, strict=True):
+            if place >= 0:
+                labels[row, place] = number
+    return Corpus(tokenizer, encodings, labels, truth=tags, tags=True)
 
 
 def model_inputs(inputs: Inputs) -> Inputs:
@@ -84,11 +133,33 @@ def model_inputs(inputs: Inputs) -> Inputs:
 
 
 def prepare(options: Training) -> None:
-    """Threads, seeds and device, before a stage computes anything; raises EnvironmentProblem if there is no such device."""
-    torch.set_num_threads(options.threads or usable_cores())
+    """Threads, seeds, device and the other processes, before a stage computes anything.
+
+    Raises EnvironmentProblem if there is no such device, or it has not the precision: Trainer would train in fp32 without a word.
+    """
+    torch.set_num_threads(options.threads or max(1, usable_cores() // local_processes()))
     set_seed(options.seed)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise EnvironmentProblem("PyTorch finds no CUDA device here.", "Leave --device at cpu, or install a CUDA build of torch.")
+    if options.device == "cpu" and (options.precision == "fp16" or options.tf32):
+        what = "fp16 with scaled gradients" if options.precision == "fp16" else "TF32"
+        raise EnvironmentProblem(f"{what} is for GPUs; training is on the CPU.", "Give --device cuda, or take --precision bf16 or fp32.")
+    if options.tf32 and torch.cuda.get_device_capability() < (8, 0):
+        raise EnvironmentProblem(f"{torch.cuda.get_device_name()} has no TF32.", "Leave --tf32 out, or use a GPU of Ampere or newer.")
+    if processes() > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo" if options.device == "cpu" else "nccl")
+
+
+def in_turn(make: Callable[[], T]) -> T:
+    """What `make` gives; of several processes the first makes it before the others do, so that they find its files."""
+    if processes() == 1:
+        return make()
+    if rank():
+        torch.distributed.barrier()
+        return make()
+    made = make()
+    torch.distributed.barrier()
+    return made
 
 
 def schedule_of_batches(lengths: np.ndarray, size: int, epochs: float, seed: int) -> list[list[int]]:
@@ -108,22 +179,41 @@ def schedule_of_batches(lengths: np.ndarray, size: int, epochs: float, seed: int
     return batches[:steps]
 
 
-def train(model: nn.Module, corpus: Corpus, objective: Objective, options: Training, work: Path, progress: Progress) -> dict[str, Any]:
+def parts_of(batches: list[list[int]], accumulation: int, rank: int, processes: int) -> list[Part]:
+    """What process `rank` computes: of each batch `accumulation` parts in turn.
+
+    A weight makes the mean over all parts of a step that over its batch; a part without rows has a row of weight 0.
+    """
+    count = accumulation * processes
+    parts = []
+    for rows in batches:
+        for turn in range(accumulation):
+            mine = rows[turn * processes + rank :: count]
+            parts.append(Part(mine or rows[:1], len(mine) * count / len(rows)))
+    return parts
+
+
+def train(model: Encoder, corpus: Corpus, objective: Objective, options: Training, work: Path, progress: Progress) -> dict[str, Any]:
     """Train `model` in place on `corpus`; checkpoints lie in `work`, and the last whole one is gone on from.
 
-    Returns steps and the loss averaged over the last tenth of them.
+    Returns steps and the loss averaged over the last tenth of them. Ends the process if it is one that helps another (`compress.ranks`).
     """
     arguments = TrainingArguments(
         output_dir=str(work),
         num_train_epochs=1,
         per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulation,
         learning_rate=options.learning_rate,
         warmup_steps=options.warmup,
         lr_scheduler_type="constant_with_warmup" if options.schedule == "constant" else options.schedule,
         weight_decay=options.weight_decay,
         optim="adamw_torch_fused",
         bf16=options.precision == "bf16",
+        fp16=options.precision == "fp16",
+        tf32=options.tf32 or None,
         use_cpu=options.device == "cpu",
+        ddp_find_unused_parameters=False,
+        ddp_backend=("gloo" if options.device == "cpu" else "nccl") if processes() > 1 else None,
         seed=options.seed,
         save_strategy="steps",
         save_steps=options.checkpoint_every,
@@ -134,11 +224,18 @@ def train(model: nn.Module, corpus: Corpus, objective: Objective, options: Train
         remove_unused_columns=False,
     )
     batches = schedule_of_batches(corpus.lengths, options.batch_size, options.epochs, options.seed)
+    model.checkpointing = options.checkpointing
     lesson = _Lesson(model, objective)
+    if options.compile:
+        lesson.compile(dynamic=True)
     trainer = _Trainer(model=lesson, args=arguments, train_dataset=range(len(corpus)), callbacks=[_Told(progress)])
     trainer.remove_callback(PrinterCallback)
-    trainer.corpus, trainer.batches = corpus, batches
-    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    trainer.corpus, trainer.parts = corpus, parts_of(batches, options.accumulation, rank(), processes())
+    trainer.train(resume_from_checkpoint=in_turn(lambda: _last_checkpoint(work)))
+    if processes() > 1:
+        torch.distributed.destroy_process_group()
+    if rank():
+        sys.exit(0)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     tail = losses[-max(1, len(losses) // 10) :]
     model.to("cpu").eval()
@@ -154,17 +251,20 @@ class _Lesson(nn.Module):
         self.objective = objective
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return self.objective(self.student, inputs)
+        return self.objective(self.student, inputs) * inputs["weight"]
 
 
 class _Trainer(Trainer):
     corpus: Corpus
-    batches: list[list[int]]
+    parts: list[Part]
 
     def get_train_dataloader(self) -> Any:
-        rows: Any = range(len(self.corpus))
-        loader = DataLoader(rows, batch_sampler=self.batches, collate_fn=self.corpus.batch, generator=torch.Generator())
-        return self.accelerator.prepare(loader)
+        """The parts in order; they are this process's own already, so accelerate has nothing to share out."""
+        parts: Any = self.parts
+        return DataLoader(parts, batch_size=1, collate_fn=self._batch, generator=torch.Generator())
+
+    def _batch(self, parts: list[Part]) -> Inputs:
+        return {**self.corpus.batch(parts[0].rows), "weight": torch.tensor(parts[0].weight)}
 
     def compute_loss(self, model: Any, inputs: Inputs, *_: Any, **__: Any) -> Tensor:
         loss: Tensor = model(inputs)
@@ -172,9 +272,10 @@ class _Trainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        (
-            Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}" / COMPLETE
-        ).touch()  # a kill before this: not gone on from
+        if processes() > 1:
+            torch.distributed.barrier()
+        if not rank():  # a kill before this: not gone on from
+            (Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
 
 
 class _Told(TrainerCallback):

@@ -1,12 +1,13 @@
 """An encoder as an ONNX graph: torch.export, then the rewrites that let ONNX Runtime run it well.
 
-Inputs `input_ids`, `attention_mask` (and `token_type_ids` for pairs), int64 [batch, length], both dynamic; output `logits`,
-float32 [batch, labels]. Standard operators only.
+Inputs `input_ids`, `attention_mask` (and `token_type_ids` for pairs), int64 [batch, length], both dynamic. Output `logits`,
+float32 [batch, labels], for tagging [batch, length, labels], or `embedding` [batch, width]. Standard operators only.
 """
 
 import io
 import logging
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import nn
 
 from model.encoder import Encoder
+from serve.tasks import OUTPUTS
 
 OPSET = 20  # below, GELU becomes a pattern that ONNX Runtime does not fuse
 OPSET_RMSNORM = 23  # from here on RMSNorm is one operator
@@ -23,15 +26,22 @@ OPSET_RMSNORM = 23  # from here on RMSNorm is one operator
 
 def opset_for(model: Encoder) -> int:
     """The lowest operator set in which every part of `model` is one operator that ONNX Runtime runs fast."""
-    return OPSET_RMSNORM if model.config.norm.kind == "rmsnorm" else OPSET
+    config = model.config
+    rmsnorm = config.norm.kind == "rmsnorm" or any(layer.attention.query_key_norm for layer in config.layers)
+    return OPSET_RMSNORM if rmsnorm else OPSET
 
 
 def export_graph(model: Encoder, file: Path, *, opset: int, pairs: bool) -> None:
     """Write `model` to `file`, with every weight inside; the same model gives the same bytes."""
-    length = min(16, model.config.max_length)
-    names = ("input_ids", "attention_mask", *(("token_type_ids",) if pairs else ()))
-    example = tuple(torch.ones(2, length, dtype=torch.int64) for _ in names)
-    axes = {0: torch.export.Dim("batch", min=1, max=65536), 1: torch.export.Dim("length", min=2, max=model.config.max_length)}
+    inputs = ("input_ids", "attention_mask", *(("token_type_ids",) if pairs else ()))
+    export_module(model, file, opset=opset, inputs=inputs, output=OUTPUTS[model.config.head.kind], longest=model.config.max_length)
+
+
+def export_module(module: nn.Module, file: Path, *, opset: int, inputs: Sequence[str], output: str, longest: int) -> None:
+    """`export_graph` for any module that takes `inputs`, int64 [batch, length] of at most `longest` tokens, and gives one tensor."""
+    length = longest  # as long as can be: a text of one block would be taken for a rule
+    example = tuple(torch.ones(2, length, dtype=torch.int64) for _ in inputs)
+    axes = {0: torch.export.Dim("batch", min=1, max=65536), 1: torch.export.Dim("length", min=2, max=longest)}
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -39,23 +49,34 @@ def export_graph(model: Encoder, file: Path, *, opset: int, pairs: bool) -> None
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")  # the exporter's own deprecations
             program = torch.onnx.export(
-                model.eval(),
+                module.eval(),
                 example,
                 dynamo=True,
                 opset_version=opset,
-                input_names=list(names),
-                output_names=["logits"],
-                dynamic_shapes=tuple(axes for _ in names),
+                input_names=list(inputs),
+                output_names=["the_output"],
+                dynamic_shapes=tuple(axes for _ in inputs),
                 verbose=False,
             )
             assert program is not None
             graph = program.model_proto
     finally:
         quiet.setLevel(level)
+    _call_output(graph, output)
     _integer_biases(graph)
     _anonymous(graph)
     onnx.checker.check_model(graph, full_check=True)
     file.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def _call_output(model: ModelProto, name: str) -> None:
+    """Give the graph's one output `name`, which the exporter may have given to a value inside."""
+    graph = model.graph
+    renamed = {graph.output[0].name: name, name: f"{name}_inside"}
+    for node in graph.node:
+        node.input[:] = [renamed.get(value, value) for value in node.input]
+        node.output[:] = [renamed.get(value, value) for value in node.output]
+    graph.output[0].name = name
 
 
 def _integer_biases(model: ModelProto) -> None:

@@ -1,109 +1,86 @@
 """The encoder's configuration: slots as tagged unions, the list of layers as the truth.
 
-Every exchangeable part is a slot with a `kind`; a parameter exists only in the kind that means it. `layers` may be written as a
-shorthand (`{"count": 6, "attention": …, "feedforward": …}`) and is expanded when read: a pruned, grown or mixed model is just
-another list. This file is torch-free.
+Every exchangeable part is a slot with a `kind` (model/slots.py, and the heads here); a parameter exists only in the kind that means
+it. `layers` may be written as a shorthand and is expanded when read: a pruned, grown or mixed model is just another list. The
+shorthand is `{"count": 6, "attention": …, "feedforward": …}`, where a part may be a list, whose members the layers take in turn:
+`"attention": [dense, window, window]` makes one layer of three dense. This file is torch-free.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from model.errors import ConfigError
-
-
-class Slot(BaseModel):
-    """A frozen part of a configuration; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LearnedPositions(Slot):
-    """A table of `length` learned vectors, added to the token embeddings (Devlin et al. 2018, §3)."""
-
-    kind: Literal["learned"] = "learned"
-    length: int = Field(default=512, ge=1)
-
-
-class RotaryPositions(Slot):
-    """Queries and keys rotated by their position (Su et al. 2021, §3.2.2)."""
-
-    kind: Literal["rotary"] = "rotary"
-    base: float = Field(default=10000.0, gt=1)
-
-
-class NoPositions(Slot):
-    """No notion of order."""
-
-    kind: Literal["none"] = "none"
-
-
-Positions = Annotated[LearnedPositions | RotaryPositions | NoPositions, Field(discriminator="kind")]
-
-
-class DenseAttention(Slot):
-    """Every token attends to every token; `heads` of `head_width` each (Vaswani et al. 2017, §3.2)."""
-
-    kind: Literal["dense"] = "dense"
-    heads: int = Field(ge=1)
-    head_width: int = Field(ge=1)
-
-
-Attention = DenseAttention
-
-
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
-
-
-class Mlp(Slot):
-    """down(activation(up(x))) with `neurons` in the middle."""
-
-    kind: Literal["mlp"] = "mlp"
-    neurons: int = Field(ge=1)
-    activation: Activation = "gelu"
-
-
-class Glu(Slot):
-    """down(activation(gate(x)) * up(x)): GeGLU with gelu, SwiGLU with silu (Shazeer 2020)."""
-
-    kind: Literal["glu"] = "glu"
-    neurons: int = Field(ge=1)
-    activation: Activation = "silu"
-
-
-FeedForward = Annotated[Mlp | Glu, Field(discriminator="kind")]
-
-
-class LayerNorm(Slot):
-    """Mean and variance (Ba et al. 2016)."""
-
-    kind: Literal["layernorm"] = "layernorm"
-    eps: float = Field(default=1e-12, gt=0)
-
-
-class RmsNorm(Slot):
-    """Root mean square only (Zhang and Sennrich 2019)."""
-
-    kind: Literal["rmsnorm"] = "rmsnorm"
-    eps: float = Field(default=1e-6, gt=0)
-
-
-Norm = Annotated[LayerNorm | RmsNorm, Field(discriminator="kind")]
+from model.slots import BETWEEN_TOKENS, BY_DISTANCE, MIXING, Attention, FeedForward, LayerNorm, LearnedPositions, Norm, Positions, Slot
 
 
 class LayerConfig(Slot):
-    """One layer of the stack."""
+    """One layer of the stack.
+
+    `positions`: instead of the encoder's, for a layer that has its own (a kind that acts in layers, such as rotary with another base).
+    `attention_norm`: false in a first layer that leaves out the norm before its attention, since the embeddings are normed.
+    """
 
     attention: Attention
     feedforward: FeedForward
+    positions: Positions | None = None
+    attention_norm: bool = True
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _dense(cls, attention: Any) -> Any:
+        return {"kind": "dense", **attention} if isinstance(attention, dict) else attention
 
 
-class ClassificationHead(Slot):
-    """One of `labels` classes from the pooled last layer: `mean` over the tokens, or the first token (`cls`)."""
+class PooledHead(Slot):
+    """What heads over a whole text share.
+
+    `pooling`: the mean over the tokens, or the first token. `hidden`: a dense layer of the encoder's width with this activation before
+    the output, as the heads of BERT and RoBERTa (tanh), ELECTRA (gelu) and DistilBERT (relu) have one.
+    """
+
+    pooling: Literal["mean", "cls"] = "mean"
+    hidden: Literal["none", "tanh", "gelu", "relu"] = "none"
+
+
+class ClassificationHead(PooledHead):
+    """One of `labels` classes."""
 
     kind: Literal["classification"] = "classification"
     labels: int = Field(ge=2)
+
+
+class MultilabelHead(PooledHead):
+    """Any of `labels` classes, each decided by itself."""
+
+    kind: Literal["multilabel"] = "multilabel"
+    labels: int = Field(ge=1)
+
+
+class RegressionHead(PooledHead):
+    """One number."""
+
+    kind: Literal["regression"] = "regression"
+    labels: Literal[1] = 1
+
+
+class TaggingHead(Slot):
+    """One of `labels` tags for each token."""
+
+    kind: Literal["tagging"] = "tagging"
+    labels: int = Field(ge=2)
+
+
+class EmbeddingHead(Slot):
+    """The text as a vector of length 1: the mean over the tokens, or the first token (Reimers and Gurevych 2019, §3)."""
+
+    kind: Literal["embedding"] = "embedding"
+    labels: Literal[0] = 0
     pooling: Literal["mean", "cls"] = "mean"
+
+
+Head = Annotated[ClassificationHead | MultilabelHead | RegressionHead | TaggingHead | EmbeddingHead, Field(discriminator="kind")]
 
 
 class Quantization(Slot):
@@ -118,47 +95,96 @@ class Quantization(Slot):
 
 
 class EncoderConfig(Slot):
-    """A text encoder with its head; `model.encoder.Encoder` builds it."""
+    """A text encoder with its head; `model.encoder.Encoder` builds it.
+
+    `embedding_width`: of the tables, where they are narrower than the encoder and projected to its width (Lan et al. 2020, §3.1).
+    `token_dropout`: share of the tokens, not counting the first, whose embedding is left out in training (Iyyer et al. 2015, §3.1).
+    """
 
     vocabulary: int = Field(ge=1)
     width: int = Field(ge=1)
+    embedding_width: int | None = Field(default=None, ge=1)
     token_types: int = Field(default=0, ge=0)
+    token_dropout: float = Field(default=0.0, ge=0, lt=1)
     positions: Positions = LearnedPositions()
     norm: Norm = LayerNorm()
     norm_first: bool = False
     dropout: float = Field(default=0.1, ge=0, lt=1)
     layers: tuple[LayerConfig, ...] = Field(min_length=1)
-    head: ClassificationHead
+    head: Head
     max_length: int = Field(default=512, ge=2)
     quantization: Quantization | None = None
 
-    @field_validator("layers", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _expand(cls, layers: Any) -> Any:
+    def _expand(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "layers" not in values:
+            return values
+        layers = values["layers"]
         if isinstance(layers, dict) and "count" in layers:
-            layer = {name: value for name, value in layers.items() if name != "count"}
-            return [layer] * int(layers["count"])
-        return layers
+            parts = {name: part if isinstance(part, list | tuple) else [part] for name, part in layers.items() if name != "count"}
+            layers = [{name: part[number % len(part)] for name, part in parts.items()} for number in range(int(layers["count"]))]
+        if isinstance(layers, list | tuple):
+            layers = [_with_head_width(layer, values.get("width")) for layer in layers]
+        return {**values, "layers": layers}
+
+    @field_validator("head", mode="before")
+    @classmethod
+    def _classify(cls, head: Any) -> Any:
+        return {"kind": "classification", **head} if isinstance(head, dict) else head
 
     @model_validator(mode="after")
     def _possible(self) -> "EncoderConfig":
-        if self.positions.kind == "learned" and self.max_length > self.positions.length:
-            raise ValueError(
-                f"max_length is {self.max_length}, but there are only {self.positions.length} learned positions: "
-                "lower max_length or lengthen the table"
-            )
-        if self.positions.kind == "rotary":
-            for number, layer in enumerate(self.layers):
-                if layer.attention.head_width % 2:
-                    raise ValueError(
-                        f"layer {number} has heads of width {layer.attention.head_width}, but rotary positions turn pairs: "
-                        "choose an even head_width"
-                    )
+        if self.positions.kind == "sinusoidal" and self.table_width % 2:
+            raise ValueError(f"sinusoidal positions come in pairs, but the embeddings are {self.table_width} wide: choose an even width")
+        for number, layer in enumerate(self.layers):
+            for problem in self._impossible(layer):
+                raise ValueError(f"layer {number} has {problem}")
         return self
+
+    def _impossible(self, layer: LayerConfig) -> Iterator[str]:
+        attention, positions = layer.attention, layer.positions or self.positions
+        if layer.positions and layer.positions.kind not in BETWEEN_TOKENS:
+            yield f"{layer.positions.kind} positions of its own, but a layer can only have {', '.join(BETWEEN_TOKENS)}: choose one of them"
+        if positions.kind == "rotary" and attention.head_width % 2:
+            yield f"heads of width {attention.head_width}, but rotary positions turn pairs: choose an even head_width"
+        if positions.kind in BY_DISTANCE and attention.kind in MIXING:
+            yield (
+                f"{attention.kind} attention, whose keys are mixtures of tokens at no distance that {positions.kind} positions could see: "
+                "choose learned, sinusoidal, rotary or none"
+            )
+        if attention.kind == "linformer" and self.max_length > attention.length:
+            yield (
+                f"linformer attention for {attention.length} tokens, but max_length is {self.max_length}: lower max_length or raise its "
+                "length, or choose landmark attention, which has no longest text"
+            )
+
+    @property
+    def typed(self) -> bool:
+        """Whether the encoder tells the two texts of a pair apart."""
+        return self.token_types > 1
+
+    @property
+    def table_width(self) -> int:
+        """Width of the embedding tables."""
+        return self.embedding_width or self.width
 
     def changed(self, **fields: Any) -> "EncoderConfig":
         """A copy with `fields` replaced, validated again."""
         return read_config({**self.model_dump(), **fields})
+
+
+def _with_head_width(layer: Any, width: Any) -> Any:
+    """`layer` with the head width that shares the encoder's among its heads, where none is given."""
+    attention = layer.get("attention") if isinstance(layer, dict) else None
+    if not isinstance(attention, dict) or "head_width" in attention or not isinstance(width, int):
+        return layer
+    heads = attention.get("heads")
+    if not isinstance(heads, int) or heads < 1:
+        return layer
+    if width % heads:
+        raise ValueError(f"{heads} heads do not divide a width of {width}: choose a divisor, or give head_width")
+    return {**layer, "attention": {**attention, "head_width": width // heads}}
 
 
 def read_config(values: dict[str, Any], what: str = "encoder configuration") -> EncoderConfig:

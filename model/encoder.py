@@ -3,37 +3,52 @@
 Shapes: B texts, S tokens, W width. Between embeddings and head the activations are flat, [B*S, W] (see model/attention.py).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import ATTENTIONS
+from model.attention_linformer import LinformerAttention
 from model.config import EncoderConfig, LayerConfig, Quantization
 from model.errors import ConfigError
 from model.feedforward import FEEDFORWARDS
 from model.heads import HEADS
 from model.masks import attention_bias
-from model.norms import NORMS
-from model.positions import POSITIONS, LearnedPositions, NoPositions
+from model.norms import NORMS, BatchNorm
+from model.positions import POSITIONS, LearnedPositions
+from model.positions_relative import RELATIONS, BucketPositions, RelativePositions
 from model.quantized import QuantizedEmbedding, QuantizedLinear
 
 
 class Embeddings(nn.Module):
-    """Tokens, types and positions summed, then a norm and dropout (Devlin et al. 2018, figure 2)."""
+    """Tokens, types and positions summed, then a norm and dropout (Devlin et al. 2018, figure 2).
+
+    Narrower tables are projected to the encoder's width after the norm (Lan et al. 2020, §3.1).
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(config.vocabulary, config.width)
-        self.types = nn.Embedding(config.token_types, config.width) if config.token_types else None
-        self.positions: NoPositions = POSITIONS[config.positions.kind](config.positions, config.width)
-        self.norm = NORMS[config.norm.kind](config.norm, config.width)
+        width = config.table_width
+        self.tokens = nn.Embedding(config.vocabulary, width)
+        self.types = nn.Embedding(config.token_types, width) if config.token_types else None
+        self.positions = POSITIONS[config.positions.kind](config.positions, width, config.max_length)
+        self.norm = NORMS[config.norm.kind](config.norm, width)
         self.dropout = nn.Dropout(config.dropout)
+        self.token_dropout = config.token_dropout
+        self.projection = nn.Linear(width, config.width) if width != config.width else None
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """[B, S] to [B*S, W]; without `token_type_ids` every token has type 0.
+    def forward(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """[B, S] to [B*S, W]; the float `mask` [B, S] is 1 where there is a token; without `token_type_ids` every token has type 0.
 
         Raises ConfigError if types are given to an encoder that has none.
         """
         x = self.tokens(input_ids)
+        if self.training and self.token_dropout:
+            kept = torch.rand(input_ids.shape, device=x.device) >= self.token_dropout
+            kept[:, 0] = True
+            x = x * kept[..., None]
         offset = None
         if self.types is not None and token_type_ids is None:
             offset = self.types.weight[0]
@@ -44,9 +59,9 @@ class Embeddings(nn.Module):
                 "token_type_ids were given, but this encoder has no token types.",
                 "Encode the texts without types, or build the encoder with token_types=2.",
             )
-        x = self.positions.embed(x, offset).flatten(0, 1)
-        y: Tensor = self.dropout(self.norm(x))
-        return y
+        x = self.positions(x, offset, mask).flatten(0, 1)
+        y: Tensor = self.dropout(_normed(self.norm, x, mask))
+        return y if self.projection is None else self.projection(y)
 
 
 class Layer(nn.Module):
@@ -55,27 +70,36 @@ class Layer(nn.Module):
     def __init__(self, layer: LayerConfig, config: EncoderConfig) -> None:
         super().__init__()
         self.norm_first = config.norm_first
+        positions = layer.positions or config.positions
+        self.positions = RELATIONS[positions.kind](positions, layer.attention)
         self.attention = ATTENTIONS[layer.attention.kind](layer.attention, config.width, config.dropout)
-        self.attention_norm = NORMS[config.norm.kind](config.norm, config.width)
+        self.attention_norm = NORMS[config.norm.kind](config.norm, config.width) if layer.attention_norm else nn.Identity()
         self.feedforward = FEEDFORWARDS[layer.feedforward.kind](layer.feedforward, config.width)
         self.feedforward_norm = NORMS[config.norm.kind](config.norm, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, bias: Tensor, positions: NoPositions, kernel: str) -> Tensor:
-        """[B*S, W] to [B*S, W]."""
+    def forward(self, x: Tensor, mask: Tensor, bias: Tensor, kernel: str) -> Tensor:
+        """[B*S, W] to [B*S, W]; `mask` is [B, S], `bias` what it adds to scores, [B, 1, 1, S]."""
         if self.norm_first:
-            x = x + self.dropout(self.attention(self.attention_norm(x), bias, positions, kernel))
-            x = x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+            x = x + self.dropout(self.attention(_normed(self.attention_norm, x, mask), bias, self.positions, kernel))
+            x = x + self.dropout(self.feedforward(_normed(self.feedforward_norm, x, mask)))
         else:
-            x = self.attention_norm(x + self.dropout(self.attention(x, bias, positions, kernel)))
-            x = self.feedforward_norm(x + self.dropout(self.feedforward(x)))
+            x = _normed(self.attention_norm, x + self.dropout(self.attention(x, bias, self.positions, kernel)), mask)
+            x = _normed(self.feedforward_norm, x + self.dropout(self.feedforward(x)), mask)
         return x
+
+
+def _normed(norm: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+    """`x` [B*S, W] normed; only one kind asks what is padding."""
+    y: Tensor = norm(x, mask.flatten()) if isinstance(norm, BatchNorm) else norm(x)
+    return y
 
 
 class Encoder(nn.Module):
     """A text encoder with its head, built from `config`; weights are fresh (see `initialise`).
 
-    `kernel` ("sdpa" or "eager") says how attention is computed, never what it gives; exported graphs always hold the eager one.
+    `kernel` ("sdpa", "eager" or "flex") says how attention is computed, never what it gives; exported graphs always hold the eager one.
+    `checkpointing`: keep only the input of each layer in training, and compute the rest again where it is needed (Chen et al. 2016).
     Raises ConfigError if the configuration quantizes a module that does not exist.
     """
 
@@ -83,6 +107,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.kernel = "sdpa"
+        self.checkpointing = False
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(layer, config) for layer in config.layers)
         self.norm = NORMS[config.norm.kind](config.norm, config.width) if config.norm_first else nn.Identity()
@@ -101,13 +126,25 @@ class Encoder(nn.Module):
         kernel = "eager" if torch.compiler.is_exporting() else self.kernel
         mask = attention_mask.float()
         bias = attention_bias(mask)
-        x = self.embeddings(input_ids, token_type_ids)
+        x = self.embeddings(input_ids, mask, token_type_ids)
         states = []
         for layer in self.layers:
-            x = layer(x, bias, self.embeddings.positions, kernel)
+            x = self._layer(layer, x, mask, bias, kernel)
             states.append(x.view(batch, length, -1))
-        logits = self.head(self.norm(x).view(batch, length, -1), mask)
+        logits = self.head(_normed(self.norm, x, mask).view(batch, length, -1), mask)
         return logits, states
+
+    def _layer(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            y: Tensor = layer(*inputs)
+            return y
+        if self.config.norm.kind == "batchnorm":
+            raise ConfigError(
+                "batchnorm cannot be trained with gradient checkpointing: computing a layer twice would count its batch twice.",
+                "Train without checkpointing, or choose another norm.",
+            )
+        y = checkpoint(layer, *inputs, use_reentrant=False)
+        return y
 
 
 def initialise(encoder: nn.Module) -> None:
@@ -117,6 +154,13 @@ def initialise(encoder: nn.Module) -> None:
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
+        if isinstance(module, BucketPositions):
+            nn.init.normal_(module.buckets, std=0.02)
+        if isinstance(module, RelativePositions):
+            nn.init.normal_(module.keys, std=0.02)
+        if isinstance(module, LinformerAttention):
+            # Mixtures are then as large as what they are mixed of (Wang et al. 2020, §3: a random projection).
+            nn.init.normal_(module.projections, std=module.projections.shape[-1] ** -0.5)
 
 
 def _make_room(encoder: Encoder, quantization: Quantization) -> None:
@@ -127,4 +171,4 @@ def _make_room(encoder: Encoder, quantization: Quantization) -> None:
             raise ConfigError(f"There is no linear module {name!r} to quantize.", f"The linear modules are: {', '.join(linears)}.")
         encoder.set_submodule(name, QuantizedLinear(linears[name].in_features, linears[name].out_features))
     if quantization.embeddings:
-        encoder.set_submodule("embeddings.tokens", QuantizedEmbedding(encoder.config.vocabulary, encoder.config.width))
+        encoder.set_submodule("embeddings.tokens", QuantizedEmbedding(encoder.config.vocabulary, encoder.config.table_width))

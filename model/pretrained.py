@@ -1,11 +1,12 @@
-"""BERT-family checkpoints in, and our encoders out as transformers models: one name table, read in both directions.
+"""Checkpoints of other families in, and our encoders out as transformers models.
 
-Devlin et al. 2018; the names are those of transformers' BertModel. What one side cannot represent is refused, never dropped.
+The families' names and features are tables (model/families.py). What one side cannot represent is refused, never dropped.
 """
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,73 +15,62 @@ from model.checkpoint import CONFIG, WEIGHTS, read_json, read_tensors
 from model.config import EncoderConfig, read_config
 from model.encoder import Encoder
 from model.errors import ArtifactError, ConfigError, require
-from model.heads import POOLINGS
+from model.families import ACTIVATIONS, BERT, FAMILIES, Family, Tensors
 
-# Ours ← theirs; several of theirs are stacked, rows upon rows. Each line stands for a weight and, where there is one, a bias.
-_EMBEDDINGS = {
-    "embeddings.tokens": ("embeddings.word_embeddings",),
-    "embeddings.types": ("embeddings.token_type_embeddings",),
-    "embeddings.positions": ("embeddings.position_embeddings",),
-    "embeddings.norm": ("embeddings.LayerNorm",),
-}
-_LAYER = {
-    "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "attention.output": ("attention.output.dense",),
-    "attention_norm": ("attention.output.LayerNorm",),
-    "feedforward.up": ("intermediate.dense",),
-    "feedforward.down": ("output.dense",),
-    "feedforward_norm": ("output.LayerNorm",),
-}
-_HEAD = {"head.output": ("classifier",)}
-
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
-
-# Parts of a checkpoint that an encoder does not have: the pooler and heads of pretraining or of another task, and a saved arange.
-_LEFT_OUT = ("pooler.", "cls.", "classifier.", "qa_outputs.", "embeddings.position_ids")
+WHOLE = "Give a checkpoint whose config.json belongs to its weights."
 
 
-def load_pretrained(
-    directory: Path,
-    labels: int,
-    pooling: Literal["mean", "cls"] = "mean",
-    head: Literal["fresh", "kept"] = "fresh",
-    max_length: int | None = None,
-) -> Encoder:
-    """The encoder of a BERT-family checkpoint (config.json, model.safetensors) with a head for `labels`, in eval mode.
+def load_pretrained(directory: Path, head: Mapping[str, Any], *, kept: bool = False, max_length: int | None = None) -> Encoder:
+    """The encoder of a checkpoint of one of FAMILIES (config.json, model.safetensors) with the head of this configuration, in eval mode.
 
-    `head`: "fresh" starts a new head, "kept" takes the checkpoint's linear classifier. `max_length` is the checkpoint's if None.
+    The head is fresh, or with `kept` the checkpoint's own, `head` naming its kind and labels. `max_length` is the checkpoint's if None.
     Raises ConfigError naming what cannot be represented; ArtifactError if a file or a tensor is missing, unknown or misshapen.
     """
-    config = _read_bert(directory, labels, pooling, max_length)
-    tensors = {_modern(name): tensor for name, tensor in read_tensors(directory / WEIGHTS).items()}
-    if head == "kept":
-        _check_head(tensors, labels, directory)
-    encoder = Encoder(config)
-    wanted = encoder.state_dict()
-    theirs = {ours: names for ours, names in _names(wanted) if head == "kept" or not ours.startswith("head.")}
-    if missing := [name for names in theirs.values() for name in names if name not in tensors]:
-        raise ArtifactError(f"{directory / WEIGHTS} has no tensor {missing[0]}.", "Give a whole checkpoint of a BertModel.")
-    used = {name for names in theirs.values() for name in names}
-    if unknown := [name for name in tensors if name not in used and not name.startswith(_LEFT_OUT)]:
-        raise ArtifactError(
-            f"{directory / WEIGHTS} has a tensor that a BertModel has not: {unknown[0]}.", "Give a checkpoint of a BertModel."
+    where = directory / CONFIG
+    given = read_json(where)
+    if given.get("model_type") not in FAMILIES:
+        raise ConfigError(
+            f"{where} has model_type {given.get('model_type')!r}, which cannot be read; known: {', '.join(FAMILIES)}.",
+            "As a teacher any model of transformers will do: `compress distill DIRECTORY --data DATA --base minilm`.",
         )
-    for ours, names in theirs.items():
+    family = FAMILIES[given["model_type"]]
+    try:
+        values = family.read(given)
+    except KeyError as error:
+        raise ConfigError(f"{where} does not say {error.args[0]!r}.", "Give the config.json of the model, whole.") from None
+    tensors = family.mend({name.removeprefix(family.prefix): value for name, value in read_tensors(directory / WEIGHTS).items()}, given)
+    names: dict[str, tuple[str, ...]] = {}
+    if kept:
+        head, names = _kept_head(family, tensors, dict(head), directory)
+    length = {"max_length": max_length} if max_length else {}
+    encoder = Encoder(read_config({**values, "head": dict(head), **length}, f"encoder from {where}"))
+    wanted = encoder.state_dict()
+    names |= {ours: family.theirs(ours) for ours in wanted if not ours.startswith("head.")}
+    _check_names(names, tensors, family, directory)
+    for ours, theirs in names.items():
         rows, *columns = wanted[ours].shape
-        expected = [rows // len(names), *columns]
-        for name in names:
+        expected = [rows // len(theirs), *columns]
+        for name in theirs:
             if list(tensors[name].shape) != expected:
                 raise ArtifactError(
-                    f"{directory / WEIGHTS}: {name} is {list(tensors[name].shape)}, but config.json asks for {expected}.",
-                    "Give a checkpoint whose config.json belongs to its weights.",
+                    f"{directory / WEIGHTS}: {name} is {list(tensors[name].shape)}, but config.json asks for {expected}.", WHOLE
                 )
-        wanted[ours] = torch.cat([tensors[name] for name in names]).float()
+        wanted[ours] = torch.cat([tensors[name] for name in theirs]).float()
     encoder.load_state_dict(wanted)
     return encoder.eval()
 
 
+def pretrained_labels(directory: Path) -> list[str]:
+    """The labels of a checkpoint's own head, in order; raises ConfigError if its config.json names none."""
+    given = read_json(directory / CONFIG)
+    names = {int(number): str(name) for number, name in (given.get("id2label") or {}).items()}
+    if sorted(names) != list(range(len(names))) or not names:
+        raise ConfigError(f"{directory / CONFIG} names no labels.", "Write them there as id2label.")
+    return [names[number] for number in range(len(names))]
+
+
 def to_transformers(encoder: Encoder) -> nn.Module:
-    """A transformers BertModel with `encoder`'s weights, pooling and head: (input_ids, attention_mask, token_type_ids=None) → logits.
+    """A transformers BertModel with `encoder`'s weights and head: (input_ids, attention_mask, token_type_ids=None) → what `encoder` gives.
 
     Raises ConfigError naming what BERT has not.
     """
@@ -92,7 +82,7 @@ def to_transformers(encoder: Encoder) -> nn.Module:
 
     ours = encoder.state_dict()
     layer = config.layers[0]
-    activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == layer.feedforward.activation)
+    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == layer.feedforward.activation)
     bert = BertModel(
         BertConfig(
             vocab_size=config.vocabulary,
@@ -109,98 +99,53 @@ def to_transformers(encoder: Encoder) -> nn.Module:
         ),
         add_pooling_layer=False,
     )
-    model = _Classifier(bert, config)
-    state = {} if config.token_types else {"bert.embeddings.token_type_embeddings.weight": torch.zeros(1, config.width)}
-    for name, names in _names(ours):
-        for theirs, part in zip(names, ours[name].chunk(len(names)), strict=True):
-            state[theirs if theirs.startswith("classifier.") else f"bert.{theirs}"] = part
-    model.load_state_dict(state)
-    return model.eval()
+    state = {} if config.token_types else {"embeddings.token_type_embeddings.weight": torch.zeros(1, config.width)}
+    for name in ours:
+        if not name.startswith("head."):
+            theirs = BERT.theirs(name)
+            state |= zip(theirs, ours[name].chunk(len(theirs)), strict=True)
+    bert.load_state_dict(state)
+    return _WithHead(bert, copy.deepcopy(encoder.head)).eval()
 
 
-class _Classifier(nn.Module):
-    def __init__(self, bert: nn.Module, config: EncoderConfig) -> None:
+class _WithHead(nn.Module):
+    def __init__(self, bert: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.bert = bert
-        self.pool = POOLINGS[config.head.pooling]
-        self.classifier = nn.Linear(config.width, config.head.labels)
+        self.head = head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         states = self.bert(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).last_hidden_state
-        logits: Tensor = self.classifier(self.pool(states, attention_mask.to(states.dtype)))
-        return logits
+        outputs: Tensor = self.head(states, attention_mask.to(states.dtype))
+        return outputs
 
 
-def _names(ours: Iterable[str]) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """Each of our tensors' names with theirs."""
-    for name in ours:
-        module, _, parameter = name.rpartition(".")
-        if module.startswith("layers."):
-            _, number, part = module.split(".", 2)
-            yield name, tuple(f"encoder.layer.{number}.{theirs}.{parameter}" for theirs in _LAYER[part])
-        else:
-            yield name, tuple(f"{theirs}.{parameter}" for theirs in (_EMBEDDINGS | _HEAD)[module])
-
-
-def _modern(name: str) -> str:
-    """Without the prefix of models with a head, and norms as they have been called since 2019."""
-    return name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-
-def _check_head(tensors: dict[str, Tensor], labels: int, directory: Path) -> None:
-    if "classifier.weight" not in tensors:
-        raise ConfigError(f"{directory / WEIGHTS} has no classifier to keep.", "Start a fresh head.")
-    if any(name.startswith("pooler.") for name in tensors):
+def _kept_head(
+    family: Family, tensors: Tensors, head: dict[str, Any], directory: Path
+) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
+    """The configuration of the checkpoint's own head, and its names; raises ConfigError if there is none that ours can be."""
+    table: Mapping[str, tuple[str, ...]] = {"head.output": ("classifier",)}
+    if head.get("kind", "classification") != "tagging":
+        if not family.head:
+            raise ConfigError(f"The head in {directory / WEIGHTS} has a norm, which ours has not.", "Start a fresh head and train it.")
+        table, head = family.head, {**head, "pooling": "cls", "hidden": family.hidden}
+    names: dict[str, tuple[str, ...]]
+    names = {f"{ours}.{parameter}": (f"{theirs[0]}.{parameter}",) for ours, theirs in table.items() for parameter in ("weight", "bias")}
+    if missing := [theirs for (theirs, *_) in names.values() if theirs not in tensors]:
+        raise ConfigError(f"{directory / WEIGHTS} has no classifier to keep: {missing[0]} is missing.", "Start a fresh head.")
+    if (found := len(tensors[names["head.output.weight"][0]])) != head["labels"]:
         raise ConfigError(
-            f"The classifier in {directory / WEIGHTS} stands on BERT's pooler (a dense layer with tanh), which our head has not.",
-            "Start a fresh head and train it.",
+            f"The classifier in {directory / WEIGHTS} has {found} labels, but {head['labels']} are wanted.", "Start a fresh head."
         )
-    if (found := tensors["classifier.weight"].shape[0]) != labels:
-        raise ConfigError(f"The classifier in {directory / WEIGHTS} has {found} labels, but {labels} are wanted.", "Start a fresh head.")
+    return head, names
 
 
-def _read_bert(directory: Path, labels: int, pooling: str, max_length: int | None) -> EncoderConfig:
-    bert = read_json(directory / CONFIG)
-    where = directory / CONFIG
-    demands: dict[str, tuple[Any, Iterable[Any]]] = {
-        "model_type": (bert.get("model_type"), ("bert",)),
-        "position_embedding_type": (bert.get("position_embedding_type") or "absolute", ("absolute",)),
-        "hidden_act": (bert.get("hidden_act", "gelu"), _ACTIVATIONS),
-        "is_decoder": (bool(bert.get("is_decoder")), (False,)),
-        "add_cross_attention": (bool(bert.get("add_cross_attention")), (False,)),
-    }
-    for feature, (value, known) in demands.items():
-        if value not in known:
-            raise ConfigError(
-                f"{where} has {feature} {value!r}, which cannot be read; known: {', '.join(map(repr, known))}.",
-                "Give a checkpoint of a BertModel.",
-            )
-    try:
-        heads, width, length = int(bert["num_attention_heads"]), int(bert["hidden_size"]), bert["max_position_embeddings"]
-        if heads < 1 or width % heads:
-            raise ConfigError(f"{where} shares a width of {width} among {heads} heads.", "Give a checkpoint of a BertModel.")
-        values = {
-            "vocabulary": bert["vocab_size"],
-            "width": width,
-            "token_types": bert.get("type_vocab_size", 2),
-            "positions": {"kind": "learned", "length": length},
-            "norm": {"kind": "layernorm", "eps": bert.get("layer_norm_eps", 1e-12)},
-            "dropout": bert.get("hidden_dropout_prob", 0.1),
-            "layers": {
-                "count": bert["num_hidden_layers"],
-                "attention": {"kind": "dense", "heads": heads, "head_width": width // heads},
-                "feedforward": {
-                    "kind": "mlp",
-                    "neurons": bert["intermediate_size"],
-                    "activation": _ACTIVATIONS[bert.get("hidden_act", "gelu")],
-                },
-            },
-            "head": {"kind": "classification", "labels": labels, "pooling": pooling},
-            "max_length": max_length or length,
-        }
-    except KeyError as error:
-        raise ConfigError(f"{where} does not say {error.args[0]!r}.", "Give the config.json of a BertModel, whole.") from None
-    return read_config(values, f"encoder from {where}")
+def _check_names(names: Mapping[str, tuple[str, ...]], tensors: Tensors, family: Family, directory: Path) -> None:
+    used = [name for theirs in names.values() for name in theirs]
+    if missing := [name for name in used if name not in tensors]:
+        raise ArtifactError(f"{directory / WEIGHTS} has no tensor {missing[0]}.", WHOLE)
+    if unknown := [name for name in tensors if name not in set(used) and not name.startswith(family.left_out)]:
+        raise ArtifactError(f"{directory / WEIGHTS} has a tensor that its family has not: {unknown[0]}.", WHOLE)
 
 
 def _beyond_bert(config: EncoderConfig) -> Iterable[str]:
@@ -213,8 +158,16 @@ def _beyond_bert(config: EncoderConfig) -> Iterable[str]:
         yield "norms before (norm_first)"
     if config.quantization:
         yield "quantized parts"
+    if config.embedding_width not in (None, config.width):
+        yield "embeddings of another width"
+    if any(layer.attention.kind != "dense" for layer in config.layers):
+        yield "attention that is not dense"
     if any(layer.feedforward.kind != "mlp" for layer in config.layers):
         yield "gated feed-forward networks (glu)"
+    if any(layer.attention.key_value_heads or layer.attention.query_key_norm for layer in config.layers):
+        yield "shared keys and values, or norms over queries and keys"
+    if any(layer.positions or not layer.attention_norm for layer in config.layers):
+        yield "layers with positions of their own or without a norm"
     if len(set(config.layers)) > 1:
         yield "layers that differ from each other"
     attention = config.layers[0].attention

@@ -13,50 +13,50 @@ and Richardson 2018.
 """
 
 import json
-import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers
 
 from model.artifact import canonical, sha256
 from model.errors import ArtifactError, ConfigError, DataError
 from model.tokenizer_json import from_sentencepiece, from_vocab_txt, special_tokens
+from model.wordpiece import bert_ends, is_bert_wordpiece, whole, wordpiece
 
 Batch = dict[str, npt.NDArray[np.int64]]
 Kind = Literal["wordpiece", "sentencepiece", "tokenizers"]
 
 SENTENCEPIECE_FILE = "sentencepiece.model"
-SENTENCEPIECE_FILES = (SENTENCEPIECE_FILE, "spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model")
+FAIRSEQ_FILE = "sentencepiece.bpe.model"
+SENTENCEPIECE_FILES = (SENTENCEPIECE_FILE, "spiece.model", "spm.model", FAIRSEQ_FILE, "tokenizer.model")
 # What tells normalizers apart: case, accents, composed forms, ligatures, full width, spaces, quotes, other scripts.
 PROBES = ("", "a", "Hello  World", "  Café naïve\u0301 ", "ﬁne Ｗｉｄｅ ½ ``so'' “so”", "x\u00a0y\tz\nw", "Ωραίο Привет 東京", "1,234.5 €")
 
-PLAIN = re.compile(r"[\t\n\r -Z\\-~]*")  # printable ASCII without "[", with which special tokens begin
-WORD = re.compile(r"[A-Za-z0-9]+|[^\sA-Za-z0-9]")
-CHUNK = re.compile(r"[^ \t\n\r]+")  # nothing in BERT's rules looks across these spaces; other kinds of space are left to `tokenizers`
-WORDS_KEPT = 1 << 16
-LONGEST_KEPT = 64
-
 
 class Encoding(NamedTuple):
-    """One text or pair as token ids, truncated, special tokens included; `types` (0 first text, 1 second) for pairs only."""
+    """One text or pair as token ids, truncated, special tokens included.
+
+    `types` (0 first text, 1 second) for pairs only; `words`, for what was given as words, where each begins (-1: it was cut off).
+    """
 
     ids: list[int]
     types: list[int] | None = None
+    words: list[int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """Splits, truncates and pads; made by `open_tokenizer`.
 
-    `vocabulary` is one more than the largest id, `special` maps roles ("pad_token") to tokens.
+    `vocabulary` is one more than the largest id, `special` maps roles ("pad_token") to tokens. `typed`: whether pairs get
+    `token_type_ids`, which some models do not take.
     """
 
     kind: Kind
@@ -65,7 +65,10 @@ class Tokenizer:
     pad_id: int
     special: dict[str, str]
     _encode: Callable[[str, str | None], Encoding]
+    _pieces: Callable[[Sequence[str]], list[list[int]]]
+    _ends: tuple[list[int], list[int]]
     _files: dict[str, bytes]
+    typed: bool = True
 
     @cached_property
     def digest(self) -> str:
@@ -85,21 +88,40 @@ class Tokenizer:
             raise DataError(f"There are {len(texts)} texts but {len(pairs)} second texts.", "Give every text its pair.")
         return [self._encode(text, pair) for text, pair in zip(texts, pairs, strict=True)]
 
+    def words(self, sentences: Sequence[Sequence[str]]) -> list[Encoding]:
+        """Token ids of each sentence, and where each of its words begins: the token that is tagged for the word."""
+        cls, sep = self._ends
+        end = self.max_length - len(sep)
+        found = []
+        for sentence in sentences:
+            ids, places = list(cls), []
+            for pieces in self._pieces(sentence):
+                places.append(len(ids) if pieces and len(ids) < end else -1)
+                ids += pieces
+            found.append(Encoding([*ids[:end], *sep] or [self.pad_id], None, places))
+        return found
+
     def pad(self, encodings: Sequence[Encoding], types: bool = False) -> Batch:
         """`input_ids` and `attention_mask`, int64 [texts, longest], padded on the right.
 
-        `token_type_ids` of the same shape is there for pairs, and for single texts if `types` is true.
+        `token_type_ids` of the same shape is there for pairs, and for single texts if `types` is true; `words` [texts, most words] where
+        each word begins, -1 for none, is there if the encodings are of words.
         """
         shape = (len(encodings), max((len(encoding.ids) for encoding in encodings), default=0))
         batch = {"input_ids": np.full(shape, self.pad_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
-        if types or any(encoding.types is not None for encoding in encodings):
+        if types or (self.typed and any(encoding.types is not None for encoding in encodings)):
             batch["token_type_ids"] = np.zeros(shape, np.int64)
         for row, encoding in enumerate(encodings):
             length = len(encoding.ids)
             batch["input_ids"][row, :length] = encoding.ids
             batch["attention_mask"][row, :length] = 1
-            if encoding.types is not None:
+            if encoding.types is not None and "token_type_ids" in batch:
                 batch["token_type_ids"][row, :length] = encoding.types
+        if any(encoding.words is not None for encoding in encodings):
+            places = [encoding.words or [] for encoding in encodings]
+            batch["words"] = np.full((len(encodings), max(map(len, places))), -1, np.int64)
+            for row, found in enumerate(places):
+                batch["words"][row, : len(found)] = found
         return batch
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, types: bool = False) -> Batch:
@@ -129,17 +151,19 @@ class Tokenizer:
         return canonical({**json.loads(content), "truncation": None, "padding": None})
 
 
-def open_tokenizer(directory: Path, max_length: int) -> Tokenizer:
+def open_tokenizer(directory: Path, max_length: int, *, typed: bool = True) -> Tokenizer:
     """The tokenizer of a model directory: the first of a SentencePiece model, `tokenizer.json` and BERT's `vocab.txt`.
 
+    Beside a `tokenizer.json`, the model of XLM-R and CamemBERT is left alone: their ids are shifted from those of its pieces.
     Raises ArtifactError if there is none or it cannot be read, ConfigError if `max_length` leaves no room for the special tokens or if
     the SentencePiece model and the `tokenizer.json` beside it do not give the same ids.
     """
     config = _json(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").is_file() else {}
     content, source = _read_rules(directory, config)
-    model = next((directory / name for name in SENTENCEPIECE_FILES if (directory / name).is_file()), None)
+    names = [name for name in SENTENCEPIECE_FILES if source is None or name != FAIRSEQ_FILE]
+    model = next((directory / name for name in names if (directory / name).is_file()), None)
     if model is not None:
-        return _open_sentencepiece(model, source, content, max_length)
+        return replace(_open_sentencepiece(model, source, content, max_length), typed=typed)
     if source is None or content is None:
         raise ArtifactError(
             f"{directory} has no tokenizer: there is no tokenizer.json, vocab.txt or {SENTENCEPIECE_FILE}.",
@@ -152,61 +176,51 @@ def open_tokenizer(directory: Path, max_length: int) -> Tokenizer:
     pad_id = vocabulary.get(special.get("pad_token", ""), padding.get("pad_id", 0))
     source.no_padding()
     source.no_truncation()
-    ends = _bert_ends(source) if _is_bert_wordpiece(source) else None
+    ends = bert_ends(source) if is_bert_wordpiece(source) else None
     kind: Kind = "wordpiece" if ends else "tokenizers"
-    encode = _wordpiece(source, *ends, max_length) if ends else _general(source, max_length, pad_id)
-    return Tokenizer(kind, max_length, max(vocabulary.values()) + 1, pad_id, special, encode, {"tokenizer.json": content})
+    if ends:
+        split = wordpiece(source)
+        cls, sep = [ends[0]], [ends[1]]
+        encode, pieces = _assembled(split, cls, sep, max_length, cls[0]), _each(split)
+    else:
+        (cls, sep), (encode, pieces) = _ends(source), _general(source, max_length, pad_id)
+    known = max(vocabulary.values()) + 1
+    return Tokenizer(kind, max_length, known, pad_id, special, encode, pieces, (cls, sep), {"tokenizer.json": content}, typed)
 
 
-class Words(dict[str, list[int]]):
-    """Word (or what stands between two spaces) to ids, filled as they come up; the vocabulary's whole words are there from the start.
-
-    WordPiece takes the longest piece first, so a word of the vocabulary is always itself. The number and the length of the words kept
-    are bounded, whatever the texts.
-    """
-
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        longest = tokenizer.model.max_input_chars_per_word
-        whole = tokenizer.get_vocab(with_added_tokens=False).items()
-        super().__init__({word: [number] for word, number in whole if len(word) <= longest and WORD.fullmatch(word)})
-        self._tokenizer = tokenizer
-
-    def __missing__(self, word: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
-        if len(word) <= LONGEST_KEPT:
-            if len(self) >= WORDS_KEPT:
-                self.clear()
-            self[word] = ids
-        return ids
+def _each(split: Callable[[str], list[int]]) -> Callable[[Sequence[str]], list[list[int]]]:
+    """The pieces of each word by itself: these vocabularies never look across a space."""
+    return lambda words: [split(word) for word in words]
 
 
-def _wordpiece(tokenizer: tokenizers.Tokenizer, cls: int, sep: int, max_length: int) -> Callable[[str, str | None], Encoding]:
-    lowercase = bool(tokenizer.normalizer.lowercase)
-    words = Words(tokenizer)
-
-    def plain(text: str) -> list[int]:
-        return list(chain.from_iterable(map(words.__getitem__, WORD.findall(text.lower() if lowercase else text))))
-
-    def split(text: str) -> list[int]:
-        if PLAIN.fullmatch(text):
-            return plain(text)
-        if "[" in text:
-            return list(tokenizer.encode(_whole(text), add_special_tokens=False).ids)
-        chunks = CHUNK.findall(_whole(text))
-        return list(chain.from_iterable(plain(chunk) if PLAIN.fullmatch(chunk) else words[chunk] for chunk in chunks))
-
-    return _assembled(split, [cls], [sep], max_length, cls)
+def _ends(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """What stands before and after a single text."""
+    whole, bare = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+    places = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
+    return (whole[: places[0]], whole[places[0] + len(bare) :]) if bare and places else ([], [])
 
 
-def _general(tokenizer: tokenizers.Tokenizer, max_length: int, pad_id: int) -> Callable[[str, str | None], Encoding]:
+def _general(
+    tokenizer: tokenizers.Tokenizer, max_length: int, pad_id: int
+) -> tuple[Callable[[str, str | None], Encoding], Callable[[Sequence[str]], list[list[int]]]]:
     tokenizer.enable_truncation(max_length, strategy="longest_first")
 
     def encode(text: str, pair: str | None) -> Encoding:
-        found = tokenizer.encode(_whole(text), None if pair is None else _whole(pair))
+        found = tokenizer.encode(whole(text), None if pair is None else whole(pair))
         ids, types = (found.ids, found.type_ids) if found.ids else ([pad_id], [0])
         return Encoding(ids, None if pair is None else types)
 
-    return encode
+    def pieces(words: Sequence[str]) -> list[list[int]]:
+        # A space belongs to what comes after it: a token is of the word in which it ends.
+        last = list(accumulate((len(whole(word)) + 1 for word in words), initial=-1))[1:]
+        found = tokenizer.encode(" ".join(words), add_special_tokens=False)
+        split: list[list[int]] = [[] for _ in words]
+        for number, (start, end) in zip(found.ids, found.offsets, strict=True):
+            if start < end:
+                split[bisect_left(last, end)].append(number)
+        return split
+
+    return encode, pieces
 
 
 def _open_sentencepiece(path: Path, beside: tokenizers.Tokenizer | None, content: bytes | None, max_length: int) -> Tokenizer:
@@ -228,7 +242,7 @@ def _open_sentencepiece(path: Path, beside: tokenizers.Tokenizer | None, content
     _check_room(max_length, len(cls) + 2 * len(sep))
 
     def split(text: str) -> list[int]:
-        return list(pieces.encode(_whole(text)))
+        return list(pieces.encode(whole(text)))
 
     if beside is not None:
         beside.no_padding()
@@ -242,7 +256,7 @@ def _open_sentencepiece(path: Path, beside: tokenizers.Tokenizer | None, content
         )
     files = {SENTENCEPIECE_FILE: path.read_bytes()} | ({} if content is None else {"tokenizer.json": content})
     encode = _assembled(split, cls, sep, max_length, pad_id)
-    return Tokenizer("sentencepiece", max_length, len(known), pad_id, special, encode, files)
+    return Tokenizer("sentencepiece", max_length, len(known), pad_id, special, encode, _each(split), (cls, sep), files)
 
 
 def _disagreement(pieces: Any, beside: tokenizers.Tokenizer, encode: Callable[[str, str | None], Encoding]) -> str:
@@ -298,27 +312,6 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
 
 
-def _bert_ends(tokenizer: tokenizers.Tokenizer) -> tuple[int, int] | None:
-    """Ids of [CLS] and [SEP] where texts become `[CLS] a [SEP]` and pairs `[CLS] a [SEP] b [SEP]` of types 0 and 1; otherwise None."""
-    a, b = (tokenizer.encode(text, add_special_tokens=False).ids for text in ("a", "b b"))
-    single, pair = tokenizer.encode("a").ids, tokenizer.encode("a", "b b")
-    if len(single) != len(a) + 2:
-        return None
-    cls, sep = single[0], single[-1]
-    as_bert = single == [cls, *a, sep] and pair.ids == [*single, *b, sep] and pair.type_ids == [0] * len(single) + [1] * (len(b) + 1)
-    return (cls, sep) if as_bert else None
-
-
-def _is_bert_wordpiece(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Whether plain ASCII without "[" goes through it as words and single punctuation marks, each by WordPiece alone."""
-    return (
-        isinstance(tokenizer.normalizer, normalizers.BertNormalizer)
-        and isinstance(tokenizer.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
-        and isinstance(tokenizer.model, models.WordPiece)
-        and all("[" in token.content for token in tokenizer.get_added_tokens_decoder().values())
-    )
-
-
 def _read_rules(directory: Path, config: dict[str, Any]) -> tuple[bytes, tokenizers.Tokenizer] | tuple[None, None]:
     """`tokenizer.json` (made from `vocab.txt` if there is only that) as bytes and opened; two None if there is neither."""
     path = directory / "tokenizer.json"
@@ -337,18 +330,6 @@ def _read_rules(directory: Path, config: dict[str, Any]) -> tuple[bytes, tokeniz
 def _check_room(max_length: int, special: int) -> None:
     if max_length < max(special, 1):
         raise ConfigError(f"max_length is {max_length}, but the special tokens of a pair take {special}.", f"Give at least {special + 1}.")
-
-
-def _whole(text: str) -> str:
-    """`text` itself; raises DataError if it holds half a surrogate pair, which has no UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"The text {text[:40]!a} is not whole Unicode: character {error.start + 1} is half of a pair.",
-            "Decode it as UTF-8 where it comes from.",
-        ) from None
-    return text
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -70,7 +70,9 @@ def _answer(desk: Desk, index: int) -> tuple[float, float]:
     encoded = clock()
     logits = predictor.logits(batch)
     scored = clock()
-    predictor.labels[int(logits[0].argmax())]
+    best = logits[0].argmax(axis=-1)
+    if logits[0].ndim == 1 and predictor.labels:
+        predictor.labels[int(best)]
     answered = clock()
     return answered - start, scored - encoded
 
@@ -123,6 +125,36 @@ def _scores(desk: Desk, texts: list[str], pairs: list[str] | None = None, batch:
     return {"logits": scores(desk.predictor, texts, pairs, batch).tolist()}
 
 
+def _lengths(desk: Desk) -> dict[str, Any]:
+    """Tokens of each text, as this predictor counts them; None where its batches have no mask."""
+    masks = [desk.predictor.encode(*desk.part(index, 1)).get("attention_mask") for index in range(len(desk.texts))]
+    known = [int(mask.sum()) for mask in masks if mask is not None]
+    return {"lengths": known if len(known) == len(masks) else None}
+
+
+def _device(desk: Desk) -> dict[str, Any]:
+    """Seconds of each text on the device alone, its inputs there already; None where the predictor cannot tell."""
+    measure = getattr(desk.predictor, "device_seconds", None)
+    return {"device": measure and [measure(desk.predictor.encode(*desk.part(index, 1))) for index in range(len(desk.texts))]}
+
+
+def _shape(desk: Desk, batch: int, length: int, samples: int, vocabulary: int = 1000) -> dict[str, Any]:
+    """Random ids of one shape, without padding: `model`, seconds of ids → logits, and `device`, the mean on the device alone, or None."""
+    import numpy as np
+
+    ids = np.random.default_rng(0).integers(1, vocabulary, (batch, length))
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    for _ in range(3):  # memory, captured graphs, compiled kernels
+        desk.predictor.logits(given)
+    seconds = []
+    for _ in range(samples):
+        start = desk.clock()
+        desk.predictor.logits(given)
+        seconds.append(desk.clock() - start)
+    measure = getattr(desk.predictor, "device_seconds", None)
+    return {"model": seconds, "device": measure and measure(given)}
+
+
 def _memory(desk: Desk) -> dict[str, Any]:
     """The most memory that was resident so far, MB (10^6 bytes)."""
     status = Path("/proc/self/status")
@@ -141,6 +173,9 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "throughput": _throughput,
     "scores": _scores,
     "memory": _memory,
+    "lengths": _lengths,
+    "device": _device,
+    "shape": _shape,
 }
 
 
@@ -266,19 +301,22 @@ def start_worker(
     *,
     threads: int = 1,
     timeout: float = 600.0,
+    python: str = sys.executable,
+    folders: Sequence[str] | None = None,
     clock: Clock = time.perf_counter,
 ) -> Worker:
     """A worker that has given its first answer, to `text`; `cold_start_ms` is the time from the process's start to that answer.
 
     `factory` is "module:function" of a function that returns a Predictor for `arguments`; it is imported in the worker only, from the
-    same places as here. The model's files may be in the page cache already. Raises as `Worker.ask` does.
+    same places as here. The worker of another interpreter, `python`, has that one's packages and imports from `folders` besides (which
+    must hold this package). The model's files may be in the page cache already. Raises as `Worker.ask` does.
     """
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
-    environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in (sys.path if folders is None else folders))
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - the worker's close() closes it
     start = clock()
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "serve.timing"],  # -P: a serve.py in the working directory is somebody else's
+        [python, "-P", "-m", "serve.timing"],  # -P: a serve.py in the working directory is somebody else's
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,

@@ -19,7 +19,12 @@ from tests.compress.chain import write_texts, write_tokenizer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-QUICK = {"train": ("--epochs", "6"), "distill": ("--epochs", "3"), "prune": ("--epochs", "2"), "benchmark": ("--texts", "10", "--rounds", "3")}
+QUICK = {
+    "train": ("--epochs", "6"),
+    "distill": ("--epochs", "3"),
+    "prune": ("--epochs", "2"),
+    "benchmark": ("--texts", "10", "--rounds", "3"),
+}
 
 
 def blocks(language: str) -> list[str]:

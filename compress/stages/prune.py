@@ -7,11 +7,11 @@ from compress.data import Data
 from compress.evaluation import measure
 from compress.importance import taylor
 from compress.progress import bar, say
-from compress.pruning import counts, prune_by
+from compress.pruning import check_heads, counts, prune_by
 from compress.sources import Source
 from compress.stage import Result, Workspace
-from compress.tasks import labels_agree, trainable
-from compress.teaching import lessons
+from compress.tasks import labels_agree, quality_words
+from compress.teaching import lessons, material
 from compress.training import prepare, tokenize, train
 from model.checkpoint import load_model, save_model
 from model.errors import ConfigError
@@ -20,18 +20,19 @@ from model.tokenizer import open_tokenizer
 
 def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, workspace: Workspace) -> Result:
     """See compress.stage."""
-    trainable(data)
     source = sources["model"].model
-    labels_agree(source.manifest.labels, data)
+    labels = source.manifest.labels
+    task = labels_agree(labels, data, source.manifest.task)
     prepare(options)
     model = load_model(source.path)
     if model.config.quantization:
         raise ConfigError(f"{source.path} is quantized already.", "Prune before you quantize.")
     heads = counts(options.heads, [layer.attention.heads for layer in model.config.layers], "heads")
+    check_heads(model.config, heads)
     neurons = counts(options.neurons, [layer.feedforward.neurons for layer in model.config.layers], "neurons")
     teacher = load_model(sources["teacher"].path) if "teacher" in sources else None
-    tokenizer = open_tokenizer(source.path, options.max_length)
-    corpus = tokenize(tokenizer, data.splits["train"])
+    tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
+    corpus = material(tokenizer, data.splits["train"], task, labels, taught=teacher is not None)
     if options.train_texts:
         corpus = corpus.subset(options.train_texts, options.seed)
     corpus, objective = lessons(model, teacher, corpus, options, workspace.work)
@@ -39,14 +40,14 @@ def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, worksp
     with bar("scoring heads and neurons") as progress:
         importance = taylor(model, scored.passing(options.batch_size, progress), objective)
     smaller = prune_by(model, importance, heads, neurons, options.allocation)
-    validation = tokenize(tokenizer, data.splits["validation"])
-    before = measure(smaller, validation, latency=False)["validation"]
+    validation = tokenize(tokenizer, data.splits["validation"], task, labels)
+    before = measure(smaller, validation, labels, latency=False)["validation"]
     kept = [(layer.attention.heads, layer.feedforward.neurons) for layer in smaller.config.layers]
     shape = ", ".join(f"{h} heads × {n} neurons" for h, n in kept)
-    say(f"  kept {shape}: {100 * before['accuracy']:.1f} % before recovery on {len(corpus):,} texts for {options.epochs:g} passes")
+    say(f"  kept {shape}: {quality_words(before)} before recovery on {len(corpus):,} texts for {options.epochs:g} passes")
     with bar("recovering") as progress:
         trained = train(smaller, corpus, objective, options, workspace.work, progress)
-    save_model(smaller, workspace.artifact, source.manifest.labels)
+    save_model(smaller, workspace.artifact, labels)
     tokenizer.save(workspace.artifact)
-    metrics = measure(smaller, validation)
-    return Result(data.task, source.manifest.labels, {**metrics, "training": trained, "before_recovery": before, "kept": kept})
+    metrics = measure(smaller, validation, labels)
+    return Result(task, labels, {**metrics, "training": trained, "before_recovery": before, "kept": kept})

@@ -9,8 +9,8 @@ from compress.progress import bar, say
 from compress.quantization import calibrate, freeze, linears, observed
 from compress.sources import Source
 from compress.stage import Result, Workspace
-from compress.tasks import labels_agree, trainable
-from compress.teaching import lessons
+from compress.tasks import labels_agree
+from compress.teaching import lessons, material
 from compress.training import prepare, tokenize, train
 from model.checkpoint import load_model, save_model
 from model.errors import ConfigError
@@ -19,16 +19,17 @@ from model.tokenizer import open_tokenizer
 
 def run(options: QuantizeOptions, sources: Mapping[str, Source], data: Data, workspace: Workspace) -> Result:
     """See compress.stage."""
-    trainable(data)
     source = sources["model"].model
-    labels_agree(source.manifest.labels, data)
+    labels = source.manifest.labels
+    task = labels_agree(labels, data, source.manifest.task)
     prepare(options)
     model = load_model(source.path)
     if model.config.quantization:
         raise ConfigError(f"{source.path} is quantized already.", "Give the model that it was made from.")
     names = linears(model, options.keep)
-    tokenizer = open_tokenizer(source.path, options.max_length)
-    corpus = tokenize(tokenizer, data.splits["train"])
+    tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
+    teacher = load_model(sources["teacher"].path) if "teacher" in sources else None
+    corpus = material(tokenizer, data.splits["train"], task, labels, taught=teacher is not None)
     say(f"  {len(names)} linears to int8, ranges from {min(options.calibration_texts, len(corpus)):,} texts")
     watched = observed(model, names)
     with bar("calibrating") as progress:
@@ -37,12 +38,12 @@ def run(options: QuantizeOptions, sources: Mapping[str, Source], data: Data, wor
     if options.method == "qat":
         if options.train_texts:
             corpus = corpus.subset(options.train_texts, options.seed)
-        teacher = load_model(sources["teacher"].path) if "teacher" in sources else None
         corpus, objective = lessons(watched, teacher, corpus, options, workspace.work)
         with bar("training with rounding") as progress:
             trained = train(watched, corpus, objective, options, workspace.work, progress)
     frozen = freeze(watched, names, embeddings=options.embeddings == "int8")
-    save_model(frozen, workspace.artifact, source.manifest.labels)
+    save_model(frozen, workspace.artifact, labels)
     tokenizer.save(workspace.artifact)
-    metrics = measure(frozen, tokenize(tokenizer, data.splits["validation"]), latency=False)  # int8 is quick in ONNX Runtime alone
-    return Result(data.task, source.manifest.labels, {**metrics, **({"training": trained} if trained else {})})
+    validation = tokenize(tokenizer, data.splits["validation"], task, labels)
+    metrics = measure(frozen, validation, labels, latency=False)  # int8 is quick in ONNX Runtime alone
+    return Result(task, labels, {**metrics, **({"training": trained} if trained else {})})

@@ -1,16 +1,23 @@
 """The orchestration, with workers that keep a fake time; one run through real processes."""
 
+import itertools
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from compress.benchmarking import TWIN, Plan, Way, benchmark
+from compress.bands import bands
+from compress.benchmarking import TWIN, Plan, benchmark
 from compress.report import build_report, schema
+from compress.sweep import settings
+from compress.ways import Way
 from model.errors import ConfigError, EnvironmentProblem
 
 NAMES = ("no", "yes")
@@ -52,10 +59,16 @@ class Fake:
         answer = self.ms / 1000 * self.draws.lognormal(0, self.noise, len(self.texts))
         return {"answer": answer.tolist(), "model": (answer / 2).tolist()}
 
+    def _lengths(self) -> dict[str, Any]:
+        return {"lengths": [1 + number % 20 for number in range(len(self.texts))]}
+
+    def _device(self) -> dict[str, Any]:
+        return {"device": [self.ms / 4000] * len(self.texts)}
+
     def _memory(self) -> dict[str, Any]:
         return {"peak_rss_mb": 100.0}
 
-    def _throughput(self, batch: int) -> dict[str, Any]:
+    def _throughput(self, batch: int, seconds: float = 0.5) -> dict[str, Any]:
         return {"texts_per_second": 1000 / self.ms}
 
     def _scores(self, texts: list[str], pairs: list[str] | None, batch: int) -> dict[str, Any]:
@@ -218,3 +231,78 @@ def test_a_run_through_real_processes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [model["quality"]["accuracy"] for model in result["models"]] == [1, 1]
     assert result["models"][0]["latency_ms"]["median"] >= 8
     assert result["comparisons"][0]["speedup"] > 1
+
+
+def test_a_way_that_may_fail_is_a_row_that_says_why() -> None:
+    def start(name: str, *arguments: Any, **named: Any) -> Any:
+        if name == "peer":
+            raise EnvironmentProblem("It did not build.", "Install a compiler.")
+        return starter([])(name, *arguments, **named)
+
+    peer = Way("peer", "peer", "other", "cpu", "fp32", "session", "module:function", may_fail=True)
+    told: list[tuple[int, int]] = []
+    plan = Plan(texts=20, rounds=5)
+    result = benchmark(
+        [*WAYS, peer], TEXTS, LABELS, NAMES, start=start, plan=plan, progress=lambda done, total, _: told.append((done, total))
+    )
+    assert result["failed"] == [{"name": "peer", "reason": "It did not build. Install a compiler."}]
+    assert [one["name"] for one in result["models"]] == ["teacher", "copy", "student"]
+    assert told[-1][0] == told[-1][1] - 1
+    with pytest.raises(EnvironmentProblem, match="It did not build"):
+        benchmark([*WAYS, replace(peer, may_fail=False)], TEXTS, LABELS, NAMES, start=start, plan=plan)
+
+
+def test_another_interpreter_gets_its_own_folders() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def start(name: str, *arguments: Any, python: str = "", folders: tuple[str, ...] = (), **named: Any) -> Any:
+        asked.append({name: (python, folders)})
+        return starter([])(name, *arguments, **named)
+
+    peer = replace(way("peer"), python="/venv/bin/python", folders=("/root", "/peers"))
+    benchmark([*WAYS, peer], TEXTS, LABELS, NAMES, start=start, plan=Plan(texts=5, rounds=3))
+    assert {"peer": ("/venv/bin/python", ("/root", "/peers"))} in asked
+    assert {"teacher": ("", ())} in asked
+
+
+def test_bands_of_real_length() -> None:
+    student = run()["models"][2]
+    assert [(band["tokens"], band["texts"]) for band in student["bands"]] == [([1, 8], 8), ([9, 16], 8)]  # 17 to 20 have only four
+    assert student["bands"][0]["median_ms"] == pytest.approx(0.5, rel=0.05)
+    assert student["bands"][0]["model_only_median_ms"] == pytest.approx(0.25, rel=0.05)
+    assert len(run()["protocol"]["lengths"]) == 20
+
+
+def test_a_sweep_over_batches_threads_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.benchmarking.usable_cores", lambda: 4)
+    told: list[tuple[int, int]] = []
+    plan = Plan(texts=20, rounds=3, sweep=(1, 32))
+    result = run(plan=plan, progress=lambda done, total, _: told.append((done, total)))
+    cells = result["models"][2]["throughput_sweep"]
+    assert [(cell["threads"], cell["processes"]) for cell in cells[::2]] == [(1, 1), (2, 1), (4, 1), (1, 2), (1, 4)]
+    assert [cell["batch"] for cell in cells[:2]] == [1, 32]
+    assert [cell["texts_per_second"] for cell in cells if cell["processes"] == 4] == [8000, 8000]
+    assert told[-1][0] == told[-1][1] - 1
+    assert settings(2, 2) == [(2, 1), (1, 1), (1, 2)]
+
+
+def test_device_time_stands_beside_host_time_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = [way("cpu"), replace(way("gpu", provider="cuda"), provider="cuda")]
+    cpu, gpu = run(ways)["models"]
+    assert "device_median" not in cpu["latency_ms"]
+    assert gpu["latency_ms"]["device_median"] == pytest.approx(0.25)
+
+
+def test_a_budget_that_is_spent_says_what_is_not_known() -> None:
+    ticks = iter(range(100))
+    ways = [way("teacher", noise=2.0), way("student", noise=2.0)]
+    result = run(ways, plan=Plan(texts=20, rounds=3, seconds=5, width=1e-6), clock=lambda: float(next(ticks)))
+    assert result["protocol"]["budget"] == {"seconds": 5, "width": 1e-6, "narrow": False}
+    assert "5 s were spent before every speed-up was known" in result["protocol"]["notes"][-1]
+
+
+@given(st.lists(st.integers(1, 600), max_size=60))
+def test_bands_do_not_overlap_and_hold_enough(lengths: list[int]) -> None:
+    found = bands(lengths)
+    assert all(first[1] < second[0] for first, second in itertools.pairwise(found))
+    assert all(sum(low <= length <= high for length in lengths) >= 5 for low, high in found)

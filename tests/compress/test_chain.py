@@ -46,7 +46,7 @@ def test_each_stage_keeps_what_it_should(house):
 
 
 def test_the_student_starts_from_the_layers_that_it_is_mapped_to(house):
-    assert open_artifact(house / "student").manifest.metrics["teacher_layers"] == [1, 3]
+    assert open_artifact(house / "student").manifest.metrics["student_layers"] == [1, 3]
 
 
 def test_lineage_reaches_the_base(house):
@@ -125,7 +125,7 @@ def test_a_killed_training_ends_in_the_same_weights(house, tmp_path, when):
     options = TrainOptions(batch_size=16, epochs=4, learning_rate=1e-3, threads=1, checkpoint_every=3)
 
     def run(work: Path, kill_at: int) -> dict[str, torch.Tensor]:
-        from compress.distillation import classification
+        from compress.losses import supervised
         from compress.training import prepare
 
         prepare(options)
@@ -135,7 +135,7 @@ def test_a_killed_training_ends_in_the_same_weights(house, tmp_path, when):
             if done == kill_at:
                 raise Killed
 
-        train(model, corpus, classification, options, work, progress)
+        train(model, corpus, supervised("classification"), options, work, progress)
         return model.state_dict()
 
     whole = run(tmp_path / "whole", -1)

@@ -45,7 +45,7 @@ def base(house: Path) -> tuple[object, ...]:
     return "--base", house / "encoder.json", "--tokenizer", house / "tokenizer", *SMALL
 
 
-@pytest.mark.parametrize("name", [*STAGES, "run", "inspect", "diff", "predict"])
+@pytest.mark.parametrize("name", [*STAGES, "run", "inspect", "diff", "audit", "predict", "compare"])
 def test_every_command_has_help_with_examples(capsys, name):
     code, out, _ = run(capsys, name, "--help")
     assert code == 0 and f"compress {name}" in out.split("Examples:")[1]
@@ -132,8 +132,9 @@ def test_configurations_that_cannot_be(failing, house, tmp_path):
     (tmp_path / "bad.json").write_text("")
     odd = {"count": 1, "attention": {"heads": 2, "head_width": 7}, "feedforward": {"kind": "mlp", "neurons": 4}}
     assert "rotary positions turn pairs" in scratch(positions={"kind": "rotary"}, layers=odd)
-    assert "max_length is 24, but there are only 8 learned positions" in scratch(positions={"kind": "learned", "length": 8})
-    assert "tags: 'learned', 'rotary', 'none'" in scratch(positions={"kind": "swin"})
+    short = {"count": 1, "attention": {"kind": "linformer", "heads": 2, "length": 8}, "feedforward": {"kind": "mlp", "neurons": 4}}
+    assert "linformer attention for 8 tokens, but max_length is 24" in scratch(layers=short)
+    assert "tags: 'learned', 'sinusoidal', 'rotary', 'alibi', 't5', 'relative', 'none'" in scratch(positions={"kind": "swin"})
     assert "colour: Extra inputs are not permitted" in scratch(colour=1)
 
 
@@ -194,7 +195,7 @@ def test_diff_follows_parents_to_where_they_part(capsys, house, tmp_path):
 def test_options_lists_every_slot(capsys):
     code, out, _ = run(capsys, "options", "--json")
     slots = json.loads(out)
-    assert code == 0 and set(slots["positions"]) == {"learned", "rotary", "none"} and "heads" in slots["attention"]["dense"]
+    assert code == 0 and slots["positions"].keys() >= {"learned", "rotary", "t5"} and "window" in slots["attention"]["window"]
     code, out, _ = run(capsys, "options")
     assert "rmsnorm: eps (number, default 1e-06)" in out
 

@@ -426,3 +426,19 @@ if "ALAMBIC_DATA" in os.environ:
         found = list(data.summary()["counts"].values())
         assert sum(found) == sum(given)
         assert [count for count, wanted in zip(found[1:], given[1:], strict=True) if wanted] == [count for count in given[1:] if count]
+
+
+@pytest.mark.parametrize("labels", [[["b", "a"], [], ["b"]], ["b|a", "c", "b"]], ids=["lists", "words"])
+def test_several_labels(tmp_path, labels):
+    for part in ("train", "validation", "test"):
+        rows = [{"text": f"{part} {number}", "label": label} for number, label in enumerate(labels)]
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load_data(str(tmp_path))
+    assert (data.task, data.labels) == ("multilabel", ("a", "b") if [] in labels else ("a", "b", "c"))
+    assert data.splits["train"]["label"][:] == [[0, 1], [] if [] in labels else [2], [1]]
+
+
+def test_several_labels_without_a_value_are_refused(tmp_path):
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"text": "a", "label": label}) for label in (["a"], None)))
+    with pytest.raises(DataError, match="row 2: there is no label. Write an empty list where a text has no label"):
+        load_data(str(tmp_path / "x.jsonl"))

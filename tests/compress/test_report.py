@@ -13,15 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress import charts, units
-from compress.report import (
-    build_report,
-    headline,
-    lineage_tree,
-    schema,
+from compress.report import build_report, headline, lineage_tree, schema, write_html, write_json, write_markdown
+from compress.report_tables import (
+    band_rows,
+    class_rows,
+    comparison_rows,
+    cost_rows,
+    model_rows,
+    peer_sentence,
+    score_text,
     stage_rows,
-    write_html,
-    write_json,
-    write_markdown,
+    sweep_rows,
 )
 from compress.statistics import bootstrap, median
 
@@ -133,6 +135,136 @@ def compared(**changes: Any) -> dict[str, Any]:
     return sample(comparisons=[last[0] | changes])
 
 
+EXAMPLE = {"text": "so <b>late</b> again", "truth": "negative", "baseline": "negative", "model": "neutral", "probability": 0.93}
+BANDS = ((1, 8), (9, 16), (17, 32))
+
+
+def whole(*, peers: tuple[tuple[str, float, float], ...] = (("peer-int8", 2.4, 0.8), ("peer-static", 0.1, 0.75)), **changes: Any) -> Any:
+    """A report with everything that a report may have; `peers` are name, median and accuracy."""
+    report: Any = sample(disagreements=[EXAMPLE]) | {
+        "price_per_hour": 0.1,
+        "failed": [{"name": "other-int4", "reason": "It does not build."}],
+    }
+    for model in report["models"]:
+        median_ = model["latency_ms"]["median"]
+        model["bands"] = [
+            {
+                "tokens": list(band),
+                "texts": 9,
+                "median_ms": median_ * band[1] / 16,
+                "interval": None if band[0] == 1 else [median_ / 3, median_ * 3],
+            }
+            for band in BANDS
+        ]
+        model["throughput_sweep"] = [
+            {"batch": batch, "threads": threads, "processes": 1, "texts_per_second": 1000 * batch**0.2 * threads / median_}
+            for batch in (1, 8)
+            for threads in (1, 2)
+        ]
+    for name, median_, accuracy in peers:
+        peer = json.loads(json.dumps(report["models"][1])) | {"name": name, "peer": True, "note": "its own quantizer"}
+        peer["latency_ms"]["median"] = median_
+        peer["quality"] |= {"accuracy": accuracy, "accuracy_interval": [accuracy - 0.01, accuracy + 0.01]}
+        del peer["bands"], peer["throughput_sweep"]
+        report["models"].append(peer)
+    return report | changes
+
+
+def test_everything_that_a_report_may_have_follows_the_schema_and_is_shown(tmp_path: Path) -> None:
+    report = whole()
+    jsonschema.validate(report, schema())
+    write_html(report, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert not page.open and not page.fetched and len(page.ids) == len(set(page.ids)) and set(page.links) <= set(page.ids)
+    assert {"lengths", "throughput", "cost", "disagreements"} <= set(page.links)
+    for said in (
+        "other-int4",
+        "It does not build.",
+        "17–32",
+        "batch 8, threads 2, processes 1",
+        "At 0.10 an hour",
+        "so &lt;b&gt;late&lt;/b&gt; again",
+    ):
+        assert said in text
+    assert "another tool" in text and "its own quantizer" in text and "93.0 % sure" in text
+    markdown = write_markdown(report)
+    assert "- not measured: other-int4: It does not build." in markdown and "| 17–32 tokens |" in markdown and "late" not in markdown
+
+
+def test_a_report_without_them_has_no_empty_sections(tmp_path: Path) -> None:
+    write_html(sample(), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r'id="(lengths|throughput|cost|disagreements)"|not be measured|another tool|on the device', text)
+    assert "disagreements" not in build_report(measured() | {"disagreements": [EXAMPLE]}, examples=False, **REST)
+    assert "disagreements" in build_report(measured() | {"disagreements": [EXAMPLE]}, **REST)
+
+
+REST: Any = {"task": "t", "data": {}, "facts": {way[0]: {} for way in WAYS}, "command": "c", "machine": {"cpu": "x"}}
+
+
+def test_cost_is_price_times_mean_time() -> None:
+    report = whole(peers=(), price_per_hour=3.6)
+    report["models"][0]["latency_ms"]["rounds"] = [[1.0, 3.0], [2.0, 2.0]]
+    row = cost_rows(report)[0]
+    assert row == {"model": "teacher-torch", "mean time of a request": "2.00 ms", "a million requests": "0.556 h", "cost": "2.00"}
+    assert cost_rows(sample()) == []
+
+
+@pytest.mark.parametrize(
+    ("peer", "said"),
+    [
+        (("slow", 9.0, 0.79), "No peer lies above and to the left of our front"),
+        (("best", 0.1, 0.9), "best (faster and better than all of ours)"),
+        (("static", 0.1, 0.7), "Beyond our front: static (faster than all of ours)."),
+        (("between", 0.3, 0.798), "between (better than pruned, faster than student)"),
+        (("exact", 20.0, 0.9), "exact (better than all of ours)"),
+    ],
+)
+def test_a_peer_beyond_our_front_is_named_with_its_neighbours(peer: tuple[str, float, float], said: str) -> None:
+    assert said in peer_sentence(whole(peers=(peer,)))
+
+
+def test_no_peers_no_sentence() -> None:
+    assert peer_sentence(sample()) == ""
+
+
+def test_bands_and_sweeps_have_a_place_for_what_one_model_lacks() -> None:
+    report = whole()
+    del report["models"][0]["bands"][1], report["models"][0]["throughput_sweep"][3]
+    first, second = band_rows(report)[:2]
+    assert (
+        list(first) == list(second) == ["model", "1–8 tokens", "9–16 tokens", "17–32 tokens"]
+        and first["9–16 tokens"] == "" != second["9–16 tokens"]
+    )
+    rows = sweep_rows(report)
+    assert [row["run as"] for row in rows][:2] == ["batch 1, threads 1, processes 1", "batch 8, threads 1, processes 1"]
+    assert [bool(row["teacher-torch"]) for row in rows] == [True, True, True, False]
+
+
+def test_another_task_has_its_own_score(tmp_path: Path) -> None:
+    report = whole(peers=(), task="regression")
+    for number, model in enumerate(report["models"]):
+        model["quality"] = {"spearman": 0.8 - number / 100, "spearman_interval": [0.7, 0.9], "pearson": 0.81}
+    jsonschema.validate(report, schema())
+    write_html(report, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert (
+        "Spearman against latency" in text
+        and "accuracy" not in text.partition("<main>")[2].partition("Comparisons</h2>")[0]
+        and 'id="classes"' not in text
+    )
+    assert score_text(report["models"][0]) == "0.800" and class_rows(report) == []
+    assert model_rows(report)[0]["spearman"] == "0.800 (0.700–0.900)" and headline(report)[1].startswith("0.760 spearman, ")
+    assert "spearman lost, points" in comparison_rows(report)[0]
+
+
+def test_more_models_than_classes_stand_below_each_other(tmp_path: Path) -> None:
+    write_html(sample(), tmp_path / "report.html")  # 5 models, 3 classes
+    assert "1,100 texts</span>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_report_follows_its_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
     jsonschema.validate(sample(), schema())
@@ -194,6 +326,21 @@ def test_the_headline_concludes_nothing_that_the_verdict_does_not() -> None:
     assert (
         headline(compared(speedup=0.5, speedup_interval=(0.4, 0.6), verdict="slower"))[0] == "2.00× slower than teacher-torch (1.67–2.50)"
     )
+
+
+def test_a_gain_has_its_interval_the_same_way_round() -> None:
+    line = headline(compared(accuracy_drop_points=-3.8, drop_interval=(-8.8, 0.0)))[1]
+    assert line == "79.1 % accuracy, 3.8 points more than teacher-torch (0.0 to 8.8)"
+
+
+def test_one_band_or_batch_is_no_line(tmp_path: Path) -> None:
+    report = whole()
+    for model in report["models"][:5]:
+        del model["bands"][1:], model["throughput_sweep"][1:]
+    write_html(report, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "1–8 tokens" in text and "batch 1, threads 1, processes 1" in text and "log scale)</text>" in text
+    assert "tokens of the text" not in text and "texts in a batch" not in text
 
 
 def test_the_headline_without_a_comparison() -> None:

@@ -99,6 +99,7 @@ def test_the_noise_floor_is_the_furthest_end_either_way_round() -> None:
         (1.30, (1.25, 1.35), 0.02, "faster"),
         (0.70, (0.68, 0.72), 0.02, "slower"),
         (1.01, (1.005, 1.015), 0.02, "no clear difference"),
+        (1.015, (1.012, 1.018), 0.001, "no clear difference"),  # less than processes of one file differ by
         (1 / 1.01, (0.985, 0.995), 0.02, "no clear difference"),
         (1.30, (0.95, 1.60), 0.02, "no clear difference"),
         (1.30, None, 0.02, "no clear difference"),

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.distillation import classification, hidden_loss, objective, pooled, soft_loss
+from compress.distillation import hidden_loss, objective, pooled
 from compress.importance import Importance, taylor
+from compress.losses import divergence, supervised
 from compress.pruning import choose, counts, prune, prune_by
 from compress.students import inherit, layer_map
 from model.errors import ConfigError
@@ -54,8 +55,7 @@ def test_inheriting_every_layer_is_the_teacher_and_inheriting_one_skips_the_othe
     assert torch.equal(logits(inherit(teacher, [0, 1]).eval(), inputs()), logits(teacher, inputs()))
     student = inherit(teacher, [1], dropout=0.0).eval()
     given_inputs = inputs()
-    positions = teacher.embeddings.positions
-    teacher.layers[0].forward = lambda x, bias, positions=positions, kernel="": x  # type: ignore[method-assign]
+    teacher.layers[0].forward = lambda x, *_: x  # type: ignore[method-assign]
     assert torch.allclose(logits(student, given_inputs), logits(teacher, given_inputs), atol=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_taylor_scores_are_the_derivatives_of_gates():
     """Against central differences of the loss, the gate put into the weights of the projection that it feeds."""
     model = tiny_encoder()
     one = inputs((6,))
-    found = taylor(model, [one], classification)
+    found = taylor(model, [one], supervised("classification"))
     for layer, importance in enumerate(found):
         for part, scores, width in (("attention.output", importance.heads, 6), ("feedforward.down", importance.neurons, 1)):
             weight = model.get_submodule(f"layers.{layer}.{part}").weight
@@ -74,7 +74,7 @@ def test_taylor_scores_are_the_derivatives_of_gates():
                     whole = weight.clone()
                     for gate in (1.01, 0.99):
                         weight[:, columns] = whole[:, columns] * gate
-                        losses.append(float(classification(model, one)))
+                        losses.append(float(supervised("classification")(model, one)))
                         weight.copy_(whole)
                 assert float(scores[unit]) == pytest.approx(abs(losses[0] - losses[1]) / 0.02, abs=1e-3)
 
@@ -82,8 +82,8 @@ def test_taylor_scores_are_the_derivatives_of_gates():
 def test_taylor_adds_up_over_batches_and_leaves_the_model_alone():
     model = tiny_encoder()
     before = logits(model, inputs())
-    parts = [taylor(model, [inputs(seed=seed)], classification) for seed in (1, 2)]
-    both = taylor(model, [inputs(seed=1), inputs(seed=2)], classification)
+    parts = [taylor(model, [inputs(seed=seed)], supervised("classification")) for seed in (1, 2)]
+    both = taylor(model, [inputs(seed=1), inputs(seed=2)], supervised("classification"))
     assert torch.allclose(both[0].heads, parts[0][0].heads + parts[1][0].heads)
     assert torch.equal(logits(model, inputs()), before) and all(parameter.grad is None for parameter in model.parameters())
 
@@ -143,8 +143,8 @@ def test_soft_loss_is_the_divergence_by_its_formula():
     student, teacher, temperature = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64), 3.0
     p, q = (torch.softmax(values / temperature, -1) for values in (teacher, student))
     expected = temperature**2 * sum(float(p[i, j] * torch.log(p[i, j] / q[i, j])) for i in range(4) for j in range(3)) / 4
-    assert float(soft_loss(student, teacher, temperature)) == pytest.approx(expected)
-    assert float(soft_loss(teacher, teacher, temperature)) == pytest.approx(0, abs=1e-12)
+    assert float(divergence(student, teacher, temperature)) == pytest.approx(expected)
+    assert float(divergence(teacher, teacher, temperature)) == pytest.approx(0, abs=1e-12)
 
 
 def test_pooling_leaves_padding_out_and_the_hidden_loss_is_relative():
@@ -169,4 +169,4 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_the_labels():
         along = objective(**weights, hard=0.0, along=lambda _: (teacher_logits, states))
         assert float(along(teacher, one)) == pytest.approx(0, abs=1e-6)
         hard = objective(soft=0.0, hidden=0.0, hard=1.0, temperature=2.0)(teacher, given_all)
-        assert float(hard) == pytest.approx(float(classification(teacher, one)))
+        assert float(hard) == pytest.approx(float(supervised("classification")(teacher, one)))

@@ -6,27 +6,24 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from model import config
-from model.attention import KERNELS, DenseAttention
 from model.encoder import Encoder
 from model.errors import ConfigError
-from model.feedforward import ACTIVATIONS, FEEDFORWARDS
-from model.masks import attention_bias
-from model.norms import NORMS
-from model.positions import POSITIONS, RotaryPositions
-from tests.model.tiny import batch, shake, tiny_config, tiny_encoder
-from tests.reference import encoder as oracle
+from model.kernels import KERNELS
+from model.positions import POSITIONS
+from tests.model.tiny import batch, tiny_config, tiny_encoder
 
 LEARNED = {"kind": "learned", "length": 16}
 GLU_LAYERS = {"count": 2, "attention": {"heads": 3, "head_width": 4}, "feedforward": {"kind": "glu", "neurons": 10}}
 COMBINATIONS = [
     {"positions": positions, "norm": {"kind": norm}, "norm_first": norm_first, **layers, "head": {"labels": 3, "pooling": pooling}}
     for positions, norm, norm_first, layers, pooling in itertools.product(
-        (LEARNED, {"kind": "rotary"}, {"kind": "none"}), NORMS, (False, True), ({}, {"layers": GLU_LAYERS}), ("mean", "cls")
+        (LEARNED, {"kind": "rotary"}, {"kind": "none"}),
+        ("layernorm", "rmsnorm"),
+        (False, True),
+        ({}, {"layers": GLU_LAYERS}),
+        ("mean", "cls"),
     )
 ]
 
@@ -34,68 +31,6 @@ COMBINATIONS = [
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def double(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("length", [1, 5])
-@pytest.mark.parametrize("kind", ["none", "rotary"])
-def test_attention_agrees_with_loops(kernel, length, kind):
-    attention = DenseAttention(config.DenseAttention(heads=3, head_width=4), 10, dropout=0.1).eval()
-    shake(attention)
-    positions = RotaryPositions(config.RotaryPositions(base=100.0), 10) if kind == "rotary" else POSITIONS["none"](config.NoPositions(), 10)
-    x, mask = torch.randn(2, length, 10), torch.ones(2, length)
-    mask[1, length // 2 + 1 :] = 0
-    found = attention(x.flatten(0, 1), attention_bias(mask), positions, kernel).view(2, length, 10)
-    weight, bias = double(attention.qkv.weight), double(attention.qkv.bias)
-    for text in range(2):
-        q, k, v = (
-            (double(x[text]) @ weight[part * 12 :][:12].T + bias[part * 12 :][:12]).reshape(length, 3, 4).swapaxes(0, 1)
-            for part in range(3)
-        )
-        if kind == "rotary":
-            q, k = oracle.rotary(q, 100.0), oracle.rotary(k, 100.0)
-        mixed = oracle.dense_attention(q, k, v, mask[text].int().tolist()).swapaxes(0, 1).reshape(length, 12)
-        expected = mixed @ double(attention.output.weight).T + double(attention.output.bias)
-        np.testing.assert_allclose(double(found[text]), expected, atol=2e-6)
-
-
-@given(length=st.integers(1, 40), shift=st.integers(0, 30), width=st.sampled_from([2, 6, 32]))
-def test_rotary_products_depend_on_distance_alone(length, shift, width):
-    rotary = RotaryPositions(config.RotaryPositions(), width)
-    q, k = torch.randn(2, width)
-    long = length + shift
-    turned_q, turned_k = rotary.rotate(q.expand(1, 1, long, width), k.expand(1, 1, long, width))
-    assert torch.allclose(turned_q[0, 0, length - 1] @ turned_k[0, 0, 0], turned_q[0, 0, -1] @ turned_k[0, 0, shift], atol=1e-4)
-
-
-def test_norms_are_their_formulas():
-    x = torch.randn(7, 12) * 3
-    layernorm, rmsnorm = NORMS["layernorm"](config.LayerNorm(eps=1e-3), 12), NORMS["rmsnorm"](config.RmsNorm(eps=1e-3), 12)
-    shake(layernorm), shake(rmsnorm, seed=1)
-    weight, bias = double(layernorm.weight), double(layernorm.bias)
-    np.testing.assert_allclose(double(layernorm(x)), oracle.layernorm(double(x), weight, bias, 1e-3), atol=1e-6)
-    np.testing.assert_allclose(double(rmsnorm(x)), oracle.rmsnorm(double(x), double(rmsnorm.weight), 1e-3), atol=1e-6)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("kind", FEEDFORWARDS)
-def test_feedforwards_are_their_formulas(kind, activation):
-    slot = {"mlp": config.Mlp, "glu": config.Glu}[kind](neurons=9, activation=activation)
-    feedforward = FEEDFORWARDS[kind](slot, 6)
-    shake(feedforward)
-    x = torch.randn(5, 6)
-
-    def linear(name: str, y: np.ndarray) -> np.ndarray:
-        module = feedforward.get_submodule(name)
-        return y @ double(module.weight).T + double(module.bias)
-
-    activate = getattr(oracle, activation)
-    middle = activate(linear("gate", double(x))) * linear("up", double(x)) if kind == "glu" else activate(linear("up", double(x)))
-    np.testing.assert_allclose(double(feedforward(x)), linear("down", middle), atol=1e-6)
 
 
 @pytest.mark.parametrize("changes", COMBINATIONS)
@@ -127,7 +62,8 @@ def test_gradients_reach_every_parameter(changes):
 def test_only_positions_know_the_order(kind):
     encoder = tiny_encoder(positions={"kind": kind} | ({"length": 16} if kind == "learned" else {}))
     ids, mask = batch([9])
-    blind = torch.allclose(encoder(ids, mask), encoder(ids.flip(1), mask), atol=1e-5)
+    other = ids[:, [0, 4, 2, 3, 1, 5, 6, 7, 8]]
+    blind = torch.allclose(encoder(ids, mask), encoder(other, mask), atol=1e-5)
     assert blind == (kind == "none")
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from model import tokenizer as subject
+from model import wordpiece
 from model.errors import ArtifactError, ConfigError, DataError
 from model.tokenizer import Encoding, open_tokenizer
 from model.tokenizer_json import from_vocab_txt
@@ -132,9 +132,9 @@ def test_wordpiece_equals_tokenizers_on_real_tweets():
 
 
 def test_the_memory_of_words_is_bounded(monkeypatch):
-    monkeypatch.setattr(subject, "WORDS_KEPT", 5)
+    monkeypatch.setattr(wordpiece, "WORDS_KEPT", 5)
     whole = reference(MINILM, 512)
-    remembered = subject.Words(whole)
+    remembered = wordpiece.Words(whole)
     remembered.clear()
     for number in range(20):
         assert remembered[f"zq{number}"] == whole.encode(f"zq{number}", add_special_tokens=False).ids

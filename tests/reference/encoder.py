@@ -1,4 +1,4 @@
-"""Slow, obvious forms of the encoder's parts in float64: loops over heads and tokens, formulas as the papers write them."""
+"""Slow, obvious forms of the encoder's parts in float64: formulas as the papers write them."""
 
 import math
 from typing import Any
@@ -6,34 +6,6 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-
-
-def dense_attention(q: Array, k: Array, v: Array, mask: list[int]) -> Array:
-    """Attention of q, k, v [heads, tokens, width], one weight at a time; tokens whose mask is 0 are not looked at."""
-    heads, tokens, width = q.shape
-    y = np.zeros((heads, tokens, width))
-    for head in range(heads):
-        for here in range(tokens):
-            weights = [
-                math.exp(float(q[head, here] @ k[head, there]) / math.sqrt(width)) if mask[there] else 0.0 for there in range(tokens)
-            ]
-            for there in range(tokens):
-                y[head, here] += weights[there] / sum(weights) * v[head, there]
-    return y
-
-
-def rotary(x: Array, base: float) -> Array:
-    """x [heads, tokens, width]: coordinates i and i + width/2 are a complex number, multiplied by e^(j·position·base^(-2i/width))."""
-    heads, tokens, width = x.shape
-    y = np.zeros_like(x)
-    for head in range(heads):
-        for token in range(tokens):
-            for pair in range(width // 2):
-                number = complex(x[head, token, pair], x[head, token, pair + width // 2])
-                angle = token * base ** (-2 * pair / width)
-                number *= complex(math.cos(angle), math.sin(angle))
-                y[head, token, pair], y[head, token, pair + width // 2] = number.real, number.imag
-    return y
 
 
 def layernorm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
@@ -59,6 +31,10 @@ def relu(x: Array) -> Array:
 
 def silu(x: Array) -> Array:
     return x / (1 + np.exp(-x))
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
 
 
 def integer_linear(x: Array, scale: float, zero_point: int, weight: Any, scales: Array, bias: Array) -> Array:

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import ArtifactError, ConfigError, EnvironmentProblem
-from serve.predictor import import_onnxruntime, open_predictor, predict, probabilities, scores, unsealed_predictor
+from serve.predictor import open_predictor, predict, scores, unsealed_predictor
+from serve.sessions import import_onnxruntime
+from serve.tasks import probabilities
 from tests.serve.tiny_graph import LABELS, LENGTH, reference, write_artifact, write_graph, write_model
 
 TEXTS = ["good film.", "", "bad", "a " * 50, "film film good", "Ünïcode good", "x"]
@@ -121,7 +123,7 @@ def test_damage_is_found(tmp_path):
             r"takes input_ids, padding, where input_ids, attention_mask\[, token_type_ids\] were expected",
         ),
         ({"types": True, "inputs": {"token_type_ids": "segments"}}, "takes attention_mask, input_ids, segments, where"),
-        ({"output": "embedding"}, "gives embedding, where logits were expected"),
+        ({"output": "embedding"}, "gives embedding, where its one output should be logits"),
     ],
     ids=["missing", "unknown", "no logits"],
 )

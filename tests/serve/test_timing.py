@@ -119,6 +119,30 @@ def test_throughput_counts_whole_passes() -> None:
     assert reply["texts_per_second"] == pytest.approx(10 / 0.070)
 
 
+def test_lengths_are_tokens_where_there_is_a_mask() -> None:
+    one, predictor = desk(["a", "b"])
+    assert COMMANDS["lengths"](one) == {"lengths": None}
+    masks = iter([[1, 1, 0], [1, 1, 1]])
+    predictor.encode = lambda *_: {"attention_mask": np.array([next(masks)])}  # type: ignore[method-assign]
+    assert COMMANDS["lengths"](one) == {"lengths": [2, 3]}
+
+
+def test_device_time_is_the_predictors_own_or_none() -> None:
+    one, predictor = desk(["a", "b"])
+    assert COMMANDS["device"](one) == {"device": None}
+    predictor.device_seconds = lambda batch: 0.25  # type: ignore[attr-defined]
+    assert COMMANDS["device"](one) == {"device": [0.25, 0.25]}
+
+
+def test_a_shape_is_timed_without_the_tokenizer() -> None:
+    one, predictor = desk(["a"])
+    reply = COMMANDS["shape"](one, batch=3, length=5, samples=4)
+    assert reply["model"] == pytest.approx([0.010] * 4)
+    assert reply["device"] is None
+    assert not predictor.seen
+    assert one.clock() == pytest.approx(0.070)  # three before it counts
+
+
 def test_the_peak_of_memory_is_this_process_alone() -> None:
     peak = COMMANDS["memory"](desk(["a"])[0])["peak_rss_mb"]
     assert 5 < peak < 20_000
@@ -162,6 +186,16 @@ def test_a_worker_answers_whatever_libraries_print(factory: str) -> None:
         assert worker.ask("memory")["peak_rss_mb"] > 5
         assert worker.process.poll() is None
     assert worker.process.returncode == 0
+
+
+def test_another_interpreter_imports_from_its_own_folders(factory: str, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$PYTHONPATH" > {tmp_path}/path\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    folders = [str(Path(machine.__file__).parents[1]), str(tmp_path / "library")]
+    with start_worker("peer", f"{factory}:build", {}, "text", python=str(python), folders=folders) as worker:
+        assert worker.labels == ("no", "yes")
+    assert (tmp_path / "path").read_text().strip() == ":".join(folders)
 
 
 def test_the_threads_are_set_before_the_worker_imports_anything(factory: str) -> None:

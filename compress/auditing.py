@@ -1,0 +1,142 @@
+"""What `compress audit` finds and shows: how ONNX Runtime runs an exported model, against what was promised. Torch-free."""
+
+from collections import defaultdict
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from compress.units import milliseconds, significant
+from model.artifact import Artifact
+from model.config import read_config
+from model.errors import GateError, require
+
+Findings = dict[str, Any]
+
+USUAL = {"attention": "standard", "precision": "fp32"}  # of an artifact made before export had these options
+SLOWEST = 12  # nodes that are shown unless all are asked for
+
+
+def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Findings:
+    """Everything about the graph of an exported model, as JSON values; nodes' times are microseconds, one for each of `shapes`.
+
+    Raises EnvironmentProblem without the extra `export` or where `provider` is not to be had.
+    """
+    require("export", "onnx", "onnxruntime")
+    import json
+
+    import onnxruntime
+
+    from export import plan
+    from export.audit import ATTENTION, as_written
+    from export.profile_run import profile
+
+    config = read_config(json.loads((artifact.path / "config.json").read_bytes())["alambic"], f"configuration of {artifact.path}")
+    file = artifact.path / "model.onnx"
+    exported = {name: artifact.manifest.options.get(name, "") or usual for name, usual in USUAL.items()}
+    promised = plan.plan_of(config, **exported)
+    audited, profiled = profile(file, vocabulary=config.vocabulary, longest=config.max_length, provider=provider, threads=threads)
+    judged = as_written(file) if exported["precision"] == "fp16" and provider == "cpu" else audited  # the CPU takes fp16 apart
+    modules = {linear.node: linear.name for linear in audited.linears}
+    return {
+        "artifact": str(artifact.path),
+        "digest": artifact.digest,
+        "onnxruntime": onnxruntime.__version__,
+        "provider": profiled.provider,
+        "threads": threads,
+        "plan": asdict(promised),
+        "problems": [asdict(problem) for problem in plan.problems(promised, judged, profiled, provider)],
+        "counts": {
+            "nodes": audited.nodes,
+            "integer_linears": audited.integer,
+            "float_linears": audited.float,
+            "fused_attention": audited.count(*ATTENTION),
+            "layers": len(config.layers),
+            "casts": audited.casts,
+            "copies": audited.copies,
+            "fallen_back": len(profiled.fallen),
+        },
+        "fusions": audited.fusions,
+        "linears": [asdict(linear) for linear in audited.linears],
+        "shapes": [
+            {"batch": batch, "length": length, "run_ms": run} for (batch, length), run in zip(profiled.shapes, profiled.runs, strict=True)
+        ],
+        "nodes": [
+            {**asdict(node), "module": modules.get(node.name, ""), "microseconds": list(node.microseconds)} for node in profiled.nodes
+        ],
+    }
+
+
+def gate(found: Findings) -> None:
+    """Raise GateError if a promise is broken; what else was found costs time, but was never promised."""
+    if broken := [problem for problem in found["problems"] if problem["broken"]]:
+        raise GateError(" ".join(problem["message"] for problem in broken), " ".join(dict.fromkeys(problem["hint"] for problem in broken)))
+
+
+def show(found: Findings, every: bool = False) -> RenderableType:
+    """Tables of operators and nodes (the slowest, or `every` one), then what was counted and what is wrong."""
+    return Group(_operators(found), "", _nodes(found, every), "", *_lines(found))
+
+
+def _operators(found: Findings) -> Table:
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for node in found["nodes"]:
+        groups[node["operator"], node["precision"], node["provider"]].append(node)
+    table = _table(found, "Operators", "operator", "computes in", "runs on", "nodes")
+    rows = [
+        (name, nodes, [sum(times) for times in zip(*(node["microseconds"] for node in nodes), strict=True)])
+        for name, nodes in groups.items()
+    ]
+    for name, nodes, times in sorted(rows, key=lambda row: -row[2][0]):
+        table.add_row(*name, str(len(nodes)), *map(_microseconds, times))
+    totals = [sum(row[2][shape] for row in rows) for shape in range(len(found["shapes"]))]
+    table.add_section()
+    table.add_row("all nodes, profiled", "", "", str(len(found["nodes"])), *map(_microseconds, totals))
+    table.add_row("a run, not profiled", "", "", "", *(milliseconds(shape["run_ms"]) for shape in found["shapes"]))
+    return table
+
+
+def _nodes(found: Findings, every: bool) -> Table:
+    nodes = found["nodes"] if every else sorted(found["nodes"], key=lambda node: -node["microseconds"][0])[:SLOWEST]
+    title = "Nodes, in the order in which they run" if every else f"The {len(nodes)} slowest nodes (--nodes shows all)"
+    elsewhere = found["provider"] != "cpu"  # on a CPU everything runs there
+    table = _table(found, title, "node", "operator", "computes in", *(["runs on"] if elsewhere else []))
+    for node in nodes:
+        place = [node["provider"]] if elsewhere else []
+        times = map(_microseconds, node["microseconds"])
+        table.add_row(node["module"] or node["name"], node["operator"], node["precision"], *place, *times)
+    return table
+
+
+def _table(found: Findings, title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold", justify="right" if name == "nodes" else "left")
+    for shape in found["shapes"]:
+        table.add_column(f"{shape['batch']}×{shape['length']}", justify="right", no_wrap=True)
+    return table
+
+
+def _lines(found: Findings) -> list[str]:
+    counts, plan = found["counts"], found["plan"]
+    linears = counts["integer_linears"] + counts["float_linears"]
+    most = "" if plan["nodes"] is None else f" (at most {plan['nodes']} planned)"
+    kept = [linear["name"] for linear in found["linears"] if not linear["stored"]]
+    by_plan = f"; in float as planned: {', '.join(kept)}" if plan["integer"] and kept else ""
+    lines = [
+        f"ONNX Runtime {found['onnxruntime']}, {found['provider']}, threads {found['threads']}; times of texts × tokens, nodes in µs",
+        f"{counts['nodes']} nodes{most}, {counts['casts']} casts, {counts['copies']} copies between host and device",
+        f"{counts['integer_linears']} of {linears} linears run as integers ({plan['integer']} planned){by_plan}",
+        f"one node each: {', '.join(f'{name} × {count}' for name, count in found['fusions'].items()) or 'nothing'}",
+    ]
+    if found["provider"] != "cpu":
+        fused = f"{counts['fused_attention']} of {counts['layers']} layers have fused attention"
+        lines.append(f"{counts['fallen_back']} nodes fell back to the CPU; {fused}")
+        lines.append("On a GPU a node's time is that of its launch; the whole runs tell what an answer takes.")
+    lines += [f"{'✗' if problem['broken'] else '!'} {problem['message']} {problem['hint']}" for problem in found["problems"]]
+    return lines if found["problems"] else [*lines, "✓ runs as planned"]
+
+
+def _microseconds(value: float) -> str:
+    return significant(value, 2 if value < 10 else 3)

@@ -1,0 +1,140 @@
+"""Classifiers of other makers, as transformers loads them: run as they are, compiled, or through our exporter.
+
+They are not artifacts: a directory with config.json, model.safetensors and a fast tokenizer (tokenizer.json).
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.graph import OPSET, export_module
+from export.parity import batch_of, grid
+from export.placement import placed
+from export.torch_predictor import TorchPredictor
+from model.errors import ConfigError, GateError, require
+from model.tokenizer import open_tokenizer
+from serve.gpu import open_plain_graph
+from serve.predictor import GRAPH
+
+TOLERANCE = 1e-4
+
+
+class Logits(nn.Module):
+    """A model of transformers that returns its logits alone, [B, labels]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """As the model's own; single texts need no token types."""
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+        return logits
+
+
+def foreign_labels(directory: Path, wanted: Sequence[str]) -> list[str]:
+    """Names of the model's classes by number; names that say nothing (LABEL_0 …) stand for `wanted` in their order.
+
+    Raises ConfigError if the directory holds no classifier, or one of other classes.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+        named = {int(number): str(name) for number, name in config["id2label"].items()}
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise ConfigError(
+            f"{directory} is no classifier: its config.json names no classes (id2label).",
+            "Fine-tune it first: `compress train DATA --base …`.",
+        ) from None
+    names = [named[number] for number in sorted(named)]
+    if all(name == f"LABEL_{number}" for number, name in enumerate(names)) and len(names) == len(wanted):
+        return list(wanted)
+    if sorted(names) != sorted(wanted):
+        raise ConfigError(
+            f"{directory} knows the classes {', '.join(names)}, but the data has {', '.join(wanted)}.",
+            "Measure it on the data that it was trained for.",
+        )
+    return names
+
+
+def longest(directory: Path) -> int:
+    """Tokens that a text is cut to: what tokenizer and positions both allow, at most 512."""
+    config, tokenizer = (
+        json.loads(path.read_bytes()) if path.exists() else {} for path in (directory / "config.json", directory / "tokenizer_config.json")
+    )
+    positions = config.get("max_position_embeddings", 512)
+    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
+        positions -= 2  # theirs begin behind the padding's
+    return int(min(512, positions, tokenizer.get("model_max_length", math.inf)))
+
+
+def weights_size(directory: Path) -> int:
+    """Bytes of the model's safetensors files."""
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def load_foreign(directory: Path) -> nn.Module:
+    """The classifier in `directory`, in eval mode; raises ConfigError with transformers' words if it has none there."""
+    require("train", "transformers")
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f"transformers cannot load {directory}: {words[0]}", "Give a directory that save_pretrained wrote.") from None
+    return model.eval()
+
+
+def open_foreign(
+    path: str | Path, labels: Sequence[str], engine: str = "transformers", threads: int = 1, provider: str = "cpu", precision: str = "fp32"
+) -> TorchPredictor:
+    """The classifier as it is ("transformers") or compiled ("torch-compile"), with its own tokenizer."""
+    require("train", "transformers")
+    from transformers import AutoTokenizer
+
+    directory = Path(path)
+    torch.set_num_threads(threads)
+    module: Any = placed(Logits(load_foreign(directory)), provider, precision)
+    if engine == "torch-compile":
+        module = torch.compile(module, dynamic=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    length = longest(directory)
+
+    def tokenize(texts: Sequence[str], pairs: Sequence[str] | None) -> Any:
+        return tokenizer(list(texts), pairs and list(pairs), padding=True, truncation=True, max_length=length, return_tensors="pt")
+
+    return TorchPredictor(module, tokenize, labels, engine, precision, "classification", provider)
+
+
+def export_foreign(directory: Path, out: Path) -> Path:
+    """Write the classifier and its tokenizer to `out`, and return the graph, which gave PyTorch's logits at every shape of the grid.
+
+    Raises ConfigError if it cannot be loaded, GateError if the graph differs by more than TOLERANCE.
+    """
+    module = Logits(load_foreign(directory))
+    config: Any = module.model.config
+    out.mkdir(parents=True, exist_ok=True)
+    length = longest(directory)
+    open_tokenizer(directory, length).save(out)
+    file = out / GRAPH
+    export_module(module, file, opset=OPSET, inputs=("input_ids", "attention_mask"), output="logits", longest=length)
+    labels = [str(number) for number in range(config.num_labels)]
+    predictor = open_plain_graph(out, labels, length)
+    for number, shape in enumerate(grid(min(length, 128))):
+        batch = batch_of(shape, config.vocab_size, number, pairs=False)
+        with torch.no_grad():
+            expected = module(*(torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask"))).numpy()
+        difference = float(np.abs(predictor.logits(batch) - expected).max())
+        if not difference <= TOLERANCE:
+            raise GateError(
+                f"The exported graph of {directory} differs from PyTorch by {difference:.2g} at batch and length {shape}.",
+                "Leave out the ways of ONNX Runtime for it.",
+            )
+    return file

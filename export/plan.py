@@ -1,0 +1,159 @@
+"""What a model's configuration promises of its graph, compared with what ONNX Runtime made of it.
+
+A lost fusion or a linear that fell back to float gives the same answers, only later; nothing else would notice.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.audit import ATTENTION, SKIPS, Audit
+from export.profile_run import Profile
+from model.config import EncoderConfig
+from model.errors import GateError
+
+# The operators, any of which may stand for one activation or one norm.
+ACTIVATIONS = {"gelu": ("Gelu", "BiasGelu"), "gelu_tanh": ("Gelu", "BiasGelu", "FastGelu"), "silu": ("QuickGelu", "Silu", "Swish")}
+NORMS = {
+    "layernorm": ("LayerNormalization", "EmbedLayerNormalization", "SkipLayerNormalization"),
+    "rmsnorm": ("RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"),
+}
+
+# Nodes of a layer by its feed-forward network, and what positions add to it; of all that is no layer; and some to spare a layer.
+# A quantized linear adds one, the QuantizeLinear of its input.
+FEEDFORWARD, ROTATION, OUTSIDE, SPARE = {"mlp": 20, "glu": 22}, {"none": 0, "learned": 0, "rotary": 8}, 48, 2
+
+PINNED = "Another version of onnxruntime may have lost it: install the pinned one (constraints.txt) and export again."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is promised of a graph.
+
+    `integer` linears run as integers; each of the `activations` (kind → number) and each of the `norms` of kind `norm` is one node; the
+    product q kᵀ of `scores` layers is one node with its transposition and scale, or the whole attention of `attention` layers is; there
+    are at most `nodes` nodes, None where no limit is known for the kinds of this configuration.
+    """
+
+    integer: int
+    activations: dict[str, int]
+    norm: str
+    norms: int
+    scores: int
+    attention: int
+    nodes: int | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that costs time: the `message`, what to do about it (`hint`), and whether a promise is `broken`."""
+
+    message: str
+    hint: str
+    broken: bool = True
+
+
+def plan_of(config: EncoderConfig, *, attention: str = "standard", precision: str = "fp32") -> Plan:
+    """What `config` promises, exported with these options.
+
+    A file in fp16 is for GPUs, so it is judged as it was written: SiLU and the products of attention become one node only there.
+    """
+    here = precision == "fp32"
+    dense = sum(layer.attention.kind == "dense" for layer in config.layers)
+    kinds: Counter[str] = Counter(layer.feedforward.activation for layer in config.layers)
+    quantized = len(config.quantization.linears) if config.quantization else 0
+    plain = all(layer.attention.key_value_heads is None and not layer.attention.query_key_norm for layer in config.layers)
+    known = plain and dense == len(config.layers) and config.positions.kind in ROTATION and here
+    rotation = ROTATION.get(config.positions.kind, 0)
+    nodes = OUTSIDE + quantized + sum(FEEDFORWARD[layer.feedforward.kind] + rotation + SPARE for layer in config.layers)
+    return Plan(
+        integer=quantized,
+        activations={kind: kinds[kind] for kind in ACTIVATIONS if kinds[kind] and (here or kind != "silu")},
+        norm=config.norm.kind,
+        norms=(2 * len(config.layers) + 1 + config.norm_first) if config.norm.kind in NORMS else 0,
+        scores=dense if attention == "standard" and here else 0,
+        attention=dense if attention == "ort" else 0,
+        nodes=nodes if known else None,
+    )
+
+
+def problems(plan: Plan, audit: Audit, profile: Profile | None = None, provider: str = "cpu") -> list[Problem]:
+    """Everything found that keeps the graph from running as planned, the worst first; with a `profile` also where it runs."""
+    found = [*_placement(profile), *_linears(plan, audit), *_fusions(plan, audit, provider), *_costs(audit, profile)]
+    return sorted(found, key=lambda problem: not problem.broken)
+
+
+def gate(plan: Plan, audit: Audit, file: Path) -> None:
+    """Raise GateError with every broken promise."""
+    if broken := [problem for problem in problems(plan, audit) if problem.broken]:
+        what = " ".join(problem.message for problem in broken)
+        hints = dict.fromkeys(problem.hint for problem in broken)
+        raise GateError(f"ONNX Runtime does not run {file.name} as planned: {what}", " ".join(("Nothing was written.", *hints)))
+
+
+def _placement(profile: Profile | None) -> Iterator[Problem]:
+    if profile is None:
+        return
+    if fallen := profile.fallen:
+        integer = sum(node.precision == "int8" or "QuantizeLinear" in node.operator for node in fallen)
+        hint = "Run it with --provider cpu, or export a file without int8 for this provider." if integer else "Report which operators."
+        yield Problem(f"{_nodes(len(fallen))} fell back to the CPU: {_counted(node.operator for node in fallen)}.", hint)
+
+
+def _linears(plan: Plan, audit: Audit) -> Iterator[Problem]:
+    reasons: dict[str, list[str]] = {}
+    for linear in audit.linears:
+        if linear.stored and not linear.integer:
+            reasons.setdefault(linear.why, []).append(linear.name)
+    for why, names in reasons.items():
+        runs = "1 quantized linear runs" if len(names) == 1 else f"{len(names)} quantized linears run"
+        yield Problem(f"{runs} in float because of {why}: {_some(names)}.", PINNED)
+    if audit.integer < plan.integer:
+        yield Problem(f"Only {audit.integer} of {plan.integer} quantized linears run as integers.", PINNED)
+
+
+def _fusions(plan: Plan, audit: Audit, provider: str) -> Iterator[Problem]:
+    for kind, promised in plan.activations.items():
+        if (whole := audit.count(*ACTIVATIONS[kind])) < promised:
+            hint = "Below opset 20 GELU comes apart: leave --opset out. " if "gelu" in kind else ""
+            yield Problem(f"Only {whole} of {promised} {kind} activations are one node.", hint + PINNED)
+    if plan.norms and (whole := audit.count(*NORMS[plan.norm])) < plan.norms:
+        hint = "Below opset 23 RMSNorm comes apart: leave --opset out." if plan.norm == "rmsnorm" else PINNED
+        yield Problem(f"Only {whole} of {plan.norms} norms ({plan.norm}) are one node; the others came apart.", hint)
+    if provider == "cpu" and (slow := audit.count(*SKIPS)):
+        made = f"{slow} {'residual was' if slow == 1 else 'residuals were'} fused into SkipLayerNormalization"
+        yield Problem(f"{made}, which is slower on the CPU than its parts.", PINNED)
+    if (whole := audit.count("FusedMatMul")) < plan.scores:
+        yield Problem(f"Only {whole} of {plan.scores} products of queries and keys are one node with their scale.", PINNED)
+    if (whole := audit.count(*ATTENTION)) < plan.attention:
+        yield Problem(f"Only {whole} of {plan.attention} layers have their attention in one node.", PINNED)
+    if plan.nodes is not None and audit.nodes > plan.nodes:
+        yield Problem(f"There are {audit.nodes} nodes where {plan.nodes} at most were expected.", PINNED)
+
+
+def _costs(audit: Audit, profile: Profile | None) -> Iterator[Problem]:
+    """What was not promised, and yet costs."""
+    if audit.tables:
+        hint = "Quantize the table as `compress quantize` does: rows are gathered first and scaled after."
+        yield Problem(f"Every run dequantizes {_some(audit.tables)} as a whole before it gathers a few rows.", hint, broken=False)
+    if audit.copies:
+        copies = f"{audit.copies} {'copy' if audit.copies == 1 else 'copies'}"
+        hint = "They wait for the GPU each time. Export a file whose nodes all run there (--precision fp16 or fp32)."
+        yield Problem(f"{copies} between host and device in every run.", hint, broken=False)
+    if profile and profile.provider == "cpu" and (widening := sum(node.widens for node in profile.nodes)):
+        casts = f"{widening} {'cast turns' if widening == 1 else 'casts turn'}"
+        hint = "The CPU has no kernels for 16-bit floats: export with fp32 for it."
+        yield Problem(f"{casts} one width of floats into another in every run.", hint, broken=False)
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node" if count == 1 else f"{count} nodes"
+
+
+def _counted(names: Iterator[str]) -> str:
+    return ", ".join(f"{name} × {count}" for name, count in Counter(names).most_common())
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
