@@ -61,7 +61,7 @@ pins:
 	mv constraints.new constraints.txt
 
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-* benchmarks/peers/.venv-* benchmarks/peers/work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # $(call environment,DIRECTORY,WHAT): an environment with WHAT in it; brought up to date in place.
 define environment

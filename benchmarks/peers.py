@@ -1,7 +1,7 @@
 """Our models and other tools' in one run, each tool in an environment of its own, since their pins conflict.
 
     python benchmarks/peers.py --quick --data tweets --json benchmarks/peers-tweets.json
-    python benchmarks/peers.py --data ../shared/data/trec --models runs/trec/teacher runs/trec/onnx --json benchmarks/peers-trec.json
+    python benchmarks/peers.py --data trec-folder --models runs/trec/teacher runs/trec/student runs/trec/onnx --json peers-trec.json
 
 Every tool starts from the same teacher (model2vec and the small model without a teacher: from the same base and texts). A tool that does
 not build or open is a row that says why. The environments are made in benchmarks/peers/.venv-NAME, the models in benchmarks/peers/work.
@@ -19,7 +19,7 @@ from typing import Any
 
 from compress import recipe
 from compress.benchmarking import Plan, benchmark
-from compress.config import ExportOptions, Training, TrainOptions
+from compress.config import ExportOptions, QuantizeOptions, Training, TrainOptions
 from compress.data import Data, load_data
 from compress.progress import bar, say
 from compress.report import build_report, write_html, write_json, write_markdown
@@ -27,6 +27,7 @@ from compress.sources import open_source
 from compress.stage import STAGES, run_stage
 from compress.ways import Way, facts_of, precision_of
 from model.artifact import directory_digest, file_sha256, open_artifact
+from model.checkpoint import read_model_config
 from model.errors import AlambicError
 
 HERE = Path(__file__).parent / "peers"
@@ -94,8 +95,8 @@ def execute(command: list[Any], folders: tuple[Path, ...] = ()) -> None:
         raise BuildError(said[-1] if said else f"ended with {done.returncode}")
 
 
-def ours(data: Data, out: Path, quick: bool) -> tuple[Path, Path]:
-    """Teacher and exported student of the demo's recipe on `data`."""
+def ours(data: Data, out: Path, quick: bool) -> list[Path]:
+    """Teacher, student and exported result of the demo's recipe on `data`."""
     steps = recipe.read_recipe("demo").steps
     for number, step in enumerate(step for step in steps if step.stage.name != "benchmark"):
         options = step.options
@@ -107,7 +108,15 @@ def ours(data: Data, out: Path, quick: bool) -> tuple[Path, Path]:
         }
         say(f"  {step.stage.name}")
         run_stage(step.stage, options, sources, data if step.stage.needs_data else None, out / step.out)
-    return out / "teacher", out / "onnx"
+    return [out / "teacher", out / "student", out / "onnx"]
+
+
+def in_int8(data: Data, model: Path, out: Path) -> Path:
+    """The export of one of our PyTorch models after calibration alone."""
+    length = read_model_config(model).max_length
+    source = {"model": open_source(str(model), "torch")}
+    made = run_stage(STAGES["quantize"], QuantizeOptions(max_length=length), source, data, out / f"{model.name}-quantized").path
+    return run_stage(STAGES["export"], ExportOptions(), {"model": open_source(str(made), "torch")}, None, out / f"{model.name}-int8").path
 
 
 def without_teacher(data: Data, base: Path, out: Path, quick: bool) -> Path:
@@ -208,9 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help=f"ours trained on {QUICK_TEXTS} texts, fewer texts and rounds measured")
     parser.add_argument("--data", default="tweets", help="as `compress benchmark --data`")
-    parser.add_argument(
-        "--models", nargs=2, type=Path, metavar=("TEACHER", "ONNX"), help="ours, made before [default: by the demo's recipe]"
-    )
+    parser.add_argument("--models", nargs="+", type=Path, help="ours, the teacher first, the last exported [default: by the demo's recipe]")
     parser.add_argument("--json", type=Path, help="the report; .html and .md are written beside it")
     options = parser.parse_args()
 
@@ -218,9 +225,10 @@ def main() -> None:
     work = HERE / "work" / (data.name.replace("/", "-") + ("-quick" if options.quick else ""))
     work.mkdir(parents=True, exist_ok=True)
     base = open_source("minilm").path
-    teacher, student = options.models or ours(data, work / "ours", options.quick)
+    teacher, *students = options.models or ours(data, work / "ours", options.quick)
     exported = run_stage(STAGES["export"], ExportOptions(), {"model": open_source(str(teacher), "torch")}, None, work / "teacher-onnx").path
     models = [own_way("teacher", teacher, "transformers"), own_way("teacher-ort", exported, "ort")]
+    models += [own_way(f"{model.name}-int8", in_int8(data, model, work), "ort") for model in (teacher, *students[:-1])]
     failed: list[dict[str, str]] = []
     try:
         way, facts = own_way("without-teacher", without_teacher(data, base, work / "alone", options.quick), "ort")
@@ -228,7 +236,7 @@ def main() -> None:
     except AlambicError as error:
         failed.append({"name": "without-teacher", "reason": error.message})
     peers, broken = build_peers(data, teacher, base, work)
-    models += [*peers, own_way("ours", student, "ort")]
+    models += [*peers, own_way("ours", students[-1], "ort")]
 
     part = data.splits["test"]
     plan = Plan(texts=60, rounds=5) if options.quick else Plan(texts=150, rounds=11, seconds=600)

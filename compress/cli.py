@@ -33,10 +33,12 @@ EXAMPLES = {
         compress quantize runs/pruned --data tweets --out runs/quantized
         compress quantize runs/pruned --teacher runs/teacher --data tweets --method qat --epochs 1 --out runs/quantized""",
     "export": """\b
-        compress export runs/quantized --out runs/onnx""",
+        compress export runs/quantized --out runs/onnx
+        compress export runs/teacher --precision fp16 --attention ort --out runs/gpu""",
     "benchmark": """\b
         compress benchmark runs/teacher runs/onnx --data tweets --out runs/report
         compress benchmark runs/teacher runs/onnx --data tweets --way transformers,torch,ort --rounds 11 --out runs/report
+        compress benchmark bert-directory runs/onnx --data reviews.csv --seconds 600 --sweep 1,8,32 --out runs/report
         compress benchmark runs/teacher runs/onnx --data private.csv --no-examples --price 0.10 --out runs/report""",
 }
 SUMMARIES = {

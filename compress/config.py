@@ -63,7 +63,7 @@ class TrainOptions(Training):
     pooling: Literal["mean", "cls"] = Field("mean", description="What the head sees: the mean over the tokens, or the first one.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Dropout (default: the base's own).")
     attention: tuple[str, ...] = Field(
-        (), description="Other attention for the base's layers, such as window:512; of several, the layers take each in turn (default: its own)."
+        (), description="Other attention for the layers, such as window:512; of several, they take each in turn (default: the base's)."
     )
 
 

@@ -119,5 +119,7 @@ def _parameters(kind: Any) -> dict[str, str]:
         text = {"array": "a list", "boolean": "true | false"}.get(text, text)
         if "anyOf" in rule and len(known) < len(rule["anyOf"]):
             text += ", may be left out"
+        if "description" in rule:
+            text += f", {rule['description']}"
         parameters[name] = f"{text}, default {json.dumps(rule['default'])}" if isinstance(rule.get("default"), int | float | str) else text
     return parameters

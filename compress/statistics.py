@@ -16,7 +16,7 @@ Interval = tuple[float, float]
 Verdict = Literal["faster", "slower", "no clear difference"]
 
 CELLS = 8_000_000  # resampled numbers held at once
-LEAST = 0.02  # processes of one file differ by up to a percent, by where their memory lies: nothing smaller than this is concluded
+LEAST = 0.02  # medians of processes of one file were seen to differ by up to a percent: nothing smaller than this is concluded
 BEYOND = 10  # samples that must lie beyond a quantile before it is claimed
 
 

@@ -4,6 +4,7 @@ They are not artifacts: a directory with config.json, model.safetensors and a fa
 """
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,8 +83,13 @@ def weights_size(directory: Path) -> int:
 def load_foreign(directory: Path) -> nn.Module:
     """The classifier in `directory`, in eval mode; raises ConfigError with transformers' words if it has none there."""
     require("train", "transformers")
+    for chatty in ("torchao", "torch.utils._pytree"):  # notes at import about what nobody here asked for
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging as chatter
 
+    progress: Any = chatter.disable_progress_bar  # which has no types
+    progress()
     try:
         model: nn.Module = AutoModelForSequenceClassification.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:

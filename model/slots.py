@@ -130,7 +130,7 @@ class AttentionHeads(Slot):
     """
 
     heads: int = Field(ge=1)
-    head_width: int = Field(ge=1)
+    head_width: int = Field(ge=1, description="left out: width / heads")
     key_value_heads: int | None = Field(default=None, ge=1)
     query_key_norm: bool = False
 

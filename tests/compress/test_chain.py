@@ -153,3 +153,17 @@ def test_the_same_command_gives_the_same_digest_in_another_place(house, tmp_path
     for out, teacher in (("a", house / "teacher"), ("b", tmp_path / "moved")):
         invoke("distill", teacher, "--data", house / "data", "--out", tmp_path / out, "--train-texts", 64, *SMALL)
     assert open_artifact(tmp_path / "a").digest == open_artifact(tmp_path / "b").digest
+
+
+def test_a_base_may_change_its_attention_and_goes_through_the_chain(house, tmp_path):
+    given = ("--base", house / "teacher", "--epochs", "0.5", "--attention", "dense,window:6", "--out", tmp_path / "window", *SMALL)
+    assert invoke("train", house / "data", *given).exit_code == 0
+    assert [layer.attention.kind for layer in load_model(tmp_path / "window").config.layers] == ["dense", "window"] * 2
+    assert accuracy(tmp_path / "window") > 0.85
+    pruned = ("--data", house / "data", "--heads", "2", "--epochs", "0.1", "--out", tmp_path / "pruned", *SMALL)
+    assert invoke("prune", tmp_path / "window", *pruned).exit_code == 0
+    int8 = ("--data", house / "data", "--calibration-texts", "64", "--out", tmp_path / "int8", *SMALL)
+    assert invoke("quantize", tmp_path / "pruned", *int8).exit_code == 0
+    assert invoke("export", tmp_path / "int8", "--out", tmp_path / "onnx").exit_code == 0
+    manifest = open_artifact(tmp_path / "onnx").manifest
+    assert manifest.metrics["integer_linears"] == {"integer": 16, "total": 16} and accuracy(tmp_path / "onnx") > 0.8
