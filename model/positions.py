@@ -54,13 +54,13 @@ class SinusoidalPositions(NoPositions):
 
     def __init__(self, positions: slots.SinusoidalPositions, width: int, length: int) -> None:
         super().__init__(positions, width, length)
-        self.base, self.width = positions.base, width
+        self.base, self.scale, self.width = positions.base, positions.scale, width
         self.register_buffer("table", self._rows(length), persistent=False)
 
     def _rows(self, length: int) -> Tensor:
         frequency = self.base ** (-torch.arange(0, self.width, 2, dtype=torch.float64) / self.width)
         angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
-        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).float()
+        return self.scale * torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).float()
 
     def forward(self, x: Tensor, offset: Tensor | None, mask: Tensor) -> Tensor:
         """`x` [B, S, W] plus a row for each of the S positions."""

@@ -25,10 +25,15 @@ class LearnedPositions(Slot):
 
 
 class SinusoidalPositions(Slot):
-    """Sines and cosines of wavelengths from 2π to `base`·2π, added to the token embeddings (Vaswani et al. 2017, §3.5)."""
+    """Sines and cosines of wavelengths from 2π to `base`·2π, added to the token embeddings (Vaswani et al. 2017, §3.5).
+
+    `scale`: what they are multiplied by, the deviation of fresh embeddings. (The paper multiplies the embeddings up to 1 instead; unless
+    one or the other is done, the positions drown the words.)
+    """
 
     kind: Literal["sinusoidal"] = "sinusoidal"
     base: float = Field(default=10000.0, gt=1)
+    scale: float = Field(default=0.02, gt=0)
 
 
 class LinearExtension(Slot):

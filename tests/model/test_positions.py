@@ -81,8 +81,8 @@ def test_alibi_slopes_of_eight_heads_are_the_papers():
 
 
 def test_sinusoids_are_the_papers_formula_past_their_table_too():
-    sinusoidal = POSITIONS["sinusoidal"](slots.SinusoidalPositions(base=50.0), 6, 4)
-    expected = [[oracle.sinusoid(position, coordinate, 6, 50.0) for coordinate in range(6)] for position in range(9)]
+    sinusoidal = POSITIONS["sinusoidal"](slots.SinusoidalPositions(base=50.0, scale=0.5), 6, 4)
+    expected = [[oracle.sinusoid(position, coordinate, 6, 50.0) / 2 for coordinate in range(6)] for position in range(9)]
     for length in (1, 4, 9):
         found = sinusoidal(torch.zeros(1, length, 6), None, torch.ones(1, length))
         np.testing.assert_allclose(found[0].numpy(), expected[:length], atol=1e-6)
