@@ -37,8 +37,9 @@ fix: .venv/made
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
+# Without the peers, whose environments take gigabytes: `.venv/bin/python benchmarks/peers.py --quick`.
 bench: .venv/made
-	set -e; for script in $(filter-out benchmarks/gpu_benchmark.py,$(wildcard benchmarks/*.py)); do .venv/bin/python $$script --quick; done
+	set -e; for script in $(filter-out %/gpu_benchmark.py %/peers.py,$(wildcard benchmarks/*.py)); do .venv/bin/python $$script --quick; done
 
 # On a machine with a GPU; NAME is what the report is called after. The models are made beforehand, where PyTorch is: `make gpu-models`.
 gpu-benchmark:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.predictor import open_predictor, probabilities, scores
+from serve.predictor import open_predictor, scores
+from serve.tasks import probabilities
 
 SCRIPT = Path(__file__).with_name("optimum_answers.py")
 TEXTS = ["a good film", "a bad film, and a very long one", "good"]
