@@ -84,7 +84,7 @@ class Stage:
     @property
     def run(self) -> Callable[..., Result]:
         """The function `run(options, sources, data, workspace)` of `compress.stages.NAME`, imported only now."""
-        # Threads that wait by spinning starve each other on a shared machine: several times slower there, no faster on a quiet one.
+        # Threads that wait by spinning starve each other on a shared machine: several times slower there, a tenth faster on a quiet one.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         for chatty in ("torchao", "torch.utils._pytree", "transformers"):  # notes at import about what nobody here asked for
             logging.getLogger(chatty).setLevel(logging.ERROR)

@@ -89,11 +89,12 @@ def _fallback(onnxruntime: Any, provider: str, tried: bool) -> EnvironmentProble
     if tried:
         return EnvironmentProblem(
             f"{called} was asked for, but ONNX Runtime could not load it and would run on the CPU.",
-            f"Check `nvidia-smi`, and that {needed} are installed: pip install 'alambic[gpu]'. --allow-fallback takes the CPU.",
+            f"Check `nvidia-smi`, and that {needed} are installed: pip install 'alambic[gpu]'. "
+            "`compress predict --allow-fallback` takes the CPU.",
         )
     return EnvironmentProblem(
         f"{called} was asked for, but this build of ONNX Runtime ({onnxruntime.__version__}) has only the CPU.",
-        "Install the other: pip uninstall -y onnxruntime && pip install 'alambic[gpu]'. --allow-fallback takes the CPU.",
+        "Install the other: pip uninstall -y onnxruntime && pip install 'alambic[gpu]'. `compress predict --allow-fallback` takes the CPU.",
     )
 
 
