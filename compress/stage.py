@@ -220,12 +220,19 @@ def _up_to_date(out: Path, plan: dict[str, Any], overwrite: bool) -> Manifest | 
     if overwrite or not any(out.iterdir()):
         return None
     manifest = read_manifest(out)
-    found = {name: getattr(manifest, name) for name in plan}
+    found = _with_defaults({name: getattr(manifest, name) for name in plan})
     if canonical(found) == canonical(plan):
         return open_artifact(out).manifest
     raise ArtifactError(
         f"{out} was made otherwise ({'; '.join(differences(found, plan))}).", "Choose another --out, or give --overwrite to make it anew."
     )
+
+
+def _with_defaults(plan: dict[str, Any]) -> dict[str, Any]:
+    """`plan` with the default of every option that its stage has got since it was written: it was made as if it had that."""
+    if plan.get("stage") not in STAGES:
+        return plan
+    return {**plan, "options": {**STAGES[plan["stage"]].options().identity(), **plan["options"]}}
 
 
 def differences(found: Any, wanted: Any, where: str = "") -> list[str]:
@@ -244,7 +251,7 @@ def _begin(partial: Path, plan: dict[str, Any], overwrite: bool) -> Workspace:
     file = partial / "plan.json"
     if partial.exists():
         try:
-            left = json.loads(file.read_bytes())
+            left = _with_defaults(json.loads(file.read_bytes()))
         except (OSError, ValueError):
             left = None  # killed before the plan was whole: nothing to go on from
         if left is not None and canonical(left) != canonical(plan) and not overwrite:

@@ -13,7 +13,7 @@ from compress import stage as stages
 from compress.config import ExportOptions
 from compress.sources import Source
 from compress.stage import Result, Stage, Workspace, run_stage
-from model.artifact import open_artifact
+from model.artifact import open_artifact, read_manifest, seal
 from model.errors import ArtifactError, EnvironmentProblem, GateError
 
 CALLS: list[str] = []
@@ -74,6 +74,32 @@ def test_made_otherwise_is_refused_and_replaced_on_demand(stage, tmp_path):
     assert "--overwrite" in refused.value.hint and contents(tmp_path / "out") == before
     replaced = make(stage, tmp_path / "out", overwrite=True, tolerance=1e-3)
     assert replaced.fresh and sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def forget(folder: Path, *options: str) -> None:
+    """Make the manifest one of before these options existed."""
+    fields = {name: value for name, value in read_manifest(folder) if name not in ("files", "digest", "checksum")}
+    seal(folder, **{**fields, "options": {name: value for name, value in fields["options"].items() if name not in options}})
+
+
+def test_an_option_that_an_old_artifact_does_not_know_had_its_default(stage, tmp_path):
+    make(stage, tmp_path / "out")
+    forget(tmp_path / "out", "tolerance", "attention")
+    assert not make(stage, tmp_path / "out").fresh and CALLS == ["run"]
+    with pytest.raises(ArtifactError, match=r"made otherwise \(options.tolerance: 0.0001, not 0.001\)"):
+        make(stage, tmp_path / "out", tolerance=1e-3)
+
+
+def test_unfinished_work_of_before_an_option_is_gone_on_from(stage, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        make(stage, tmp_path / "out", opset=21)
+    file = tmp_path / "out.partial" / "plan.json"
+    plan = json.loads(file.read_bytes())
+    del plan["options"]["tolerance"]
+    file.write_text(json.dumps(plan))
+    with pytest.raises(ArtifactError, match=r"unfinished work of another command \(options.tolerance: 0.0001, not 0.001\)"):
+        make(stage, tmp_path / "out", opset=21, tolerance=1e-3)
+    assert make(stage, tmp_path / "out", opset=21).fresh
 
 
 @pytest.mark.parametrize("opset", [21, 22, 23])
