@@ -173,6 +173,7 @@ def _stage_command(name: str) -> None:
 ROLES = {
     "base": "What to start from: minilm, a directory or hub id of transformers, an artifact, or a JSON encoder configuration.",
     "tokenizer": "Directory or SentencePiece model of the tokenizer, where the base has none.",
+    "backbone": "Where the backbone of a prefix is now, if it is not where it was.",
     "teacher": "Artifact that the model learns from while it recovers.",
 }
 for _name in STAGES:
@@ -224,6 +225,7 @@ PREDICT = """\b
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where ONNX Runtime runs.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads on the CPU.")
 @click.option("--allow-fallback", is_flag=True, help="Take the CPU where CUDA was asked for and is not to be had.")
+@click.option("--backbone", help="Where the backbone of a prefix is now, if it is not where it was.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with every probability.")
 def predict(
     artifact: str,
@@ -235,10 +237,12 @@ def predict(
     provider: str,
     threads: int,
     allow_fallback: bool,
+    backbone: str | None,
     as_json: bool,
 ) -> None:
     """Label TEXTS, the rows of a file, or the lines of standard input with ARTIFACT."""
     from compress.prediction import Device, label_texts
+    from compress.sources import open_source
 
     count = label_texts(
         Path(artifact),
@@ -250,6 +254,7 @@ def predict(
         overwrite=overwrite,
         as_json=as_json,
         device=Device(provider, threads, allow_fallback),
+        backbone=open_source(backbone).path if backbone else None,
         echo=click.echo,
     )
     if out is not None:

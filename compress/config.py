@@ -62,6 +62,9 @@ class TrainOptions(Training):
     )
     pooling: Literal["mean", "cls"] = Field("mean", description="What the head sees: the mean over the tokens, or the first one.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Dropout (default: the base's own).")
+    prefix: int = Field(
+        0, ge=0, description="Freeze the base and train this many prefix keys and values a layer, and the head; only these are saved."
+    )
     attention: tuple[str, ...] = Field(
         (), description="Other attention for the layers, such as window:512; of several, they take each in turn (default: the base's)."
     )

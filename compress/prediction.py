@@ -53,6 +53,7 @@ def label_texts(
     overwrite: bool = False,
     as_json: bool = False,
     device: Device = Device(),
+    backbone: Path | None = None,
     echo: Callable[[str], None],
 ) -> int:
     """Label `texts`, else the rows of `file`, else the lines of `stdin`; write `out`, else `echo` a line for each. Returns how many.
@@ -72,7 +73,7 @@ def label_texts(
     _check_columns(model, pairs, columns)
     items = file_items(file, columns) if file else text_items(texts) if texts else line_items(stdin, "standard input")
     first = next(items)  # what is wrong with the texts is told before the model is opened
-    predictor = open_model(model, manifest, device)
+    predictor = open_model(model, manifest, device, backbone)
     results = predictions(predictor, itertools.chain([first], items))
     if out is not None:
         return write_rows(out, with_predictions(results))
@@ -92,8 +93,13 @@ def takes_pairs(manifest: Manifest) -> bool | None:
     return any(known) if known else None
 
 
-def open_model(path: Path, manifest: Manifest, device: Device) -> Predictor:
-    """A predictor for an exported or a PyTorch model; raises ArtifactError for a report, and whatever opening raises."""
+def open_model(path: Path, manifest: Manifest, device: Device, backbone: Path | None = None) -> Predictor:
+    """A predictor for an exported or a PyTorch model; `backbone`: where that of a prefix is now.
+
+    Raises ArtifactError for a report, ConfigError for what the model does not take, and whatever opening raises.
+    """
+    if backbone and manifest.kind != "torch":
+        raise ConfigError(f"{path} has no backbone: an exported model is whole.", "Leave out --backbone.")
     if manifest.kind == "onnx":
         return open_predictor(path, device.provider, device.threads, device.allow_fallback)
     if manifest.kind == "report":
@@ -103,7 +109,7 @@ def open_model(path: Path, manifest: Manifest, device: Device) -> Predictor:
     require("train", "torch", "transformers")
     from export.torch_predictor import open_torch_predictor
 
-    return open_torch_predictor(path, "torch", device.threads)
+    return open_torch_predictor(path, "torch", device.threads, backbone=backbone)
 
 
 def text_items(texts: Sequence[str]) -> Iterator[Item]:

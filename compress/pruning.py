@@ -92,6 +92,8 @@ def _cut(value: Tensor, name: list[str], heads: list[int], neurons: list[int], a
             queries, keys, values = torch.split_with_sizes(value, sizes)
             own = attention.keys == attention.heads
             return torch.cat((queries[columns], keys[columns] if own else keys, values[columns] if own else values))
+        case ["attention", "prefix"]:
+            return value[:, heads] if attention.keys == attention.heads else value
         case ["attention", "output", "weight"]:
             return value[:, columns]
         case ["positions", "slopes"]:

@@ -1,5 +1,6 @@
 """What a stage starts from: artifacts, checkpoints of other makers, configurations; each with a digest."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from compress import builtin
 from model.artifact import MANIFEST, Artifact, Kind, directory_digest, file_sha256, open_artifact
 from model.errors import ArtifactError, ConfigError, require
+
+BACKBONE = "backbone"  # the role that tells where the backbone of a prefix is now
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,28 @@ class Source:
 def open_sources(kinds: Mapping[str, Kind | None], paths: Mapping[str, str]) -> dict[str, Source]:
     """Open each role's path, verified and of the kind that the role wants (None: anything that `open_source` knows)."""
     return {role: open_source(path, kinds.get(role)) for role, path in paths.items()}
+
+
+def check_backbone(sources: Mapping[str, Source]) -> None:
+    """Raise ConfigError if a backbone is given, but none of the others was trained on it (see model/backbone.py)."""
+    if (given := sources.get(BACKBONE)) is None:
+        return
+    wanted = {role: _backbone_of(source) for role, source in sources.items() if role != BACKBONE}
+    if given.digest not in wanted.values():
+        needs = ", ".join(f"{role} needs {digest[:12]}…" for role, digest in wanted.items() if digest) or "all are whole"
+        raise ConfigError(
+            f"Nothing here is a prefix of --backbone {given.path} ({given.digest[:12]}…): {needs}.", "Leave it out, or give that one."
+        )
+
+
+def place_of(sources: Mapping[str, Source]) -> Path | None:
+    """Where the backbone is now, if that was given."""
+    return sources[BACKBONE].path if BACKBONE in sources else None
+
+
+def _backbone_of(source: Source) -> str:
+    path = source.path / "config.json"
+    return str(json.loads(path.read_bytes()).get("backbone", "")) if source.artifact and path.is_file() else ""
 
 
 def named(paths: list[str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from compress import config
 from compress.card import write_card
 from compress.ranks import rank
-from compress.sources import Source
+from compress.sources import BACKBONE, Source, check_backbone
 from model.artifact import MANIFEST, Kind, Manifest, canonical, flush, open_artifact, read_manifest, seal
 from model.errors import AlambicError, ArtifactError, EnvironmentProblem, require
 from serve.machine import machine_facts
@@ -44,11 +44,12 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage tells of what it made."""
+    """What a stage tells of what it made; `backbone`: the role of the source without which it is not whole (see model/backbone.py)."""
 
     task: str
     labels: list[str]
     metrics: dict[str, Any] = field(default_factory=dict)
+    backbone: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,15 @@ _TRAIN = {"train": ("torch", "transformers", "accelerate", "datasets", "safetens
 _QUANTIZE = {"train": (*_TRAIN["train"], "torchao")}
 _EXPORT = {"export": ("torch", "safetensors", "onnx", "onnxscript"), "cpu": ("onnxruntime",)}
 _REPORT = {"train": ("datasets",), "report": ("matplotlib", "jinja2")}
+_MOVED: dict[str, Kind | None] = {f"{BACKBONE}?": None}  # where the backbone of a prefix is now: no parent, since the prefix has it for one
 STAGES = {
     stage.name: stage
     for stage in (
         Stage("train", config.TrainOptions, "torch", {"base": None, "tokenizer?": None}, True, _TRAIN),
-        Stage("distill", config.DistillOptions, "torch", {"teacher": None, "base?": None}, True, _TRAIN),
-        Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": "torch"}, True, _TRAIN),
-        Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": "torch"}, True, _QUANTIZE),
-        Stage("export", config.ExportOptions, "onnx", {"model": "torch"}, False, _EXPORT),
+        Stage("distill", config.DistillOptions, "torch", {"teacher": None, "base?": None, **_MOVED}, True, _TRAIN),
+        Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": "torch", **_MOVED}, True, _TRAIN),
+        Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": "torch", **_MOVED}, True, _QUANTIZE),
+        Stage("export", config.ExportOptions, "onnx", {"model": "torch", **_MOVED}, False, _EXPORT),
         Stage("benchmark", config.BenchmarkOptions, "report", {"models": None}, True, _REPORT),
     )
 }
@@ -126,11 +128,13 @@ def run_stage(
     Raises ArtifactError if `out` is in use, is something else, or was made otherwise and `overwrite` is not given; whatever the stage
     raises passes through, and then `out` is as it was. In a process that only helps to train (`compress.ranks`) it ends the process.
     """
+    check_backbone(sources)
+    parents = {role: source for role, source in sources.items() if role != BACKBONE}
     plan: dict[str, Any] = {
         "stage": stage.name,
         "options": options.identity(),
-        "parents": {role: source.digest for role, source in sorted(sources.items())},
-        "data": data.summary() if data else _data_of(sources),
+        "parents": {role: source.digest for role, source in sorted(parents.items())},
+        "data": data.summary() if data else _data_of(parents),
     }
     partial = out.with_name(out.name + ".partial")
     if rank() and _up_to_date(out, plan, overwrite) is None:  # process 0 makes the artifact, this one helps it train
@@ -153,7 +157,10 @@ def run_stage(
                 shutil.rmtree(partial)
             raise
         made: dict[str, Any] = {"kind": stage.kind, "task": result.task, "labels": result.labels, "metrics": result.metrics}
-        ancestors = _ancestors(sources)
+        ancestors = _ancestors(parents)
+        if result.backbone:
+            place = parents[result.backbone].path.resolve()
+            ancestors[parents[result.backbone].digest]["places"] = [os.path.relpath(place, out.resolve()), str(place)]
         card = write_card(ancestors=ancestors, **plan, **made)
         (workspace.artifact / "README.md").write_text(card, encoding="utf-8")
         manifest = seal(

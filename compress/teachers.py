@@ -40,12 +40,15 @@ class Teacher:
     order: list[int]
 
 
-def open_teacher(source: Source, data: Data) -> Teacher:
-    """The teacher at `source`; raises DataError if its labels are not those of `data`, ArtifactError if it is no PyTorch model."""
+def open_teacher(source: Source, data: Data, backbone: Path | None = None) -> Teacher:
+    """The teacher at `source`, `backbone` as in `load_model`.
+
+    Raises DataError if its labels are not those of `data`, ArtifactError if it is no PyTorch model.
+    """
     if source.artifact is not None:
         manifest = open_artifact(source.path, "torch").manifest
         task = labels_agree(manifest.labels, data, manifest.task)
-        return Teacher(source.path, task, manifest.labels, load_model(source.path), list(range(len(manifest.labels))))
+        return Teacher(source.path, task, manifest.labels, load_model(source.path, backbone), list(range(len(manifest.labels))))
     task = trainable(data)
     labels, theirs = labels_of(task, data), pretrained_labels(source.path)
     if task == "regression" and len(theirs) == 1:

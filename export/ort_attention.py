@@ -65,6 +65,8 @@ def _beyond(model: Encoder) -> Any:
             yield f"{type(attention).__name__}"
         elif not isinstance(attention.qkv, nn.Linear):
             yield "int8 weights"
+        elif attention.prefix is not None:
+            yield "prefix"
         elif attention.query_norm is not None:
             yield "norm of queries and keys"
         elif attention.qkv.out_features != 3 * attention.heads * attention.head_width:

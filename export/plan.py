@@ -22,7 +22,7 @@ NORMS = {
 
 # Nodes of a layer by its feed-forward network, and what positions add to it; of all that is no layer; and some to spare a layer.
 # A quantized linear adds one, the QuantizeLinear of its input.
-FEEDFORWARD, ROTATION, OUTSIDE, SPARE = {"mlp": 20, "glu": 22}, {"none": 0, "learned": 0, "rotary": 8}, 48, 2
+FEEDFORWARD, ROTATION, OUTSIDE, SPARE, PREFIX = {"mlp": 20, "glu": 22}, {"none": 0, "learned": 0, "rotary": 8}, 48, 2, 8
 
 PINNED = "Another version of onnxruntime may have lost it: install the pinned one (constraints.txt) and export again."
 
@@ -66,7 +66,8 @@ def plan_of(config: EncoderConfig, *, attention: str = "standard", precision: st
     plain = all(layer.attention.key_value_heads is None and not layer.attention.query_key_norm for layer in config.layers)
     known = plain and dense == len(config.layers) and config.positions.kind in ROTATION and here
     rotation = ROTATION.get(config.positions.kind, 0)
-    nodes = OUTSIDE + quantized + sum(FEEDFORWARD[layer.feedforward.kind] + rotation + SPARE for layer in config.layers)
+    prefixes = sum(PREFIX for layer in config.layers if layer.attention.kind == "dense" and layer.attention.prefix)
+    nodes = OUTSIDE + quantized + prefixes + sum(FEEDFORWARD[layer.feedforward.kind] + rotation + SPARE for layer in config.layers)
     return Plan(
         integer=quantized,
         activations={kind: kinds[kind] for kind in ACTIVATIONS if kinds[kind] and (here or kind != "silu")},

@@ -65,16 +65,17 @@ def open_torch_predictor(
     provider: str = "cpu",
     precision: str = "fp32",
     compile_mode: str = "default",
+    backbone: Path | None = None,
 ) -> TorchPredictor:
     """Open a torch artifact for running on `provider` ("cpu", "cuda") in `precision` (one of export.placement.DTYPES).
 
     engine: `transformers` is what its user had before alambic, the model of transformers with its AutoTokenizer (ConfigError if
     transformers has no such model); `torch` our own modules and tokenizer; `torch-compile` those compiled, in torch.compile's
-    `compile_mode`. Raises EnvironmentProblem if PyTorch sees no GPU where one is asked for.
+    `compile_mode`. `backbone` as in `load_model`. Raises EnvironmentProblem if PyTorch sees no GPU where one is asked for.
     """
     artifact = open_artifact(path, "torch")
     torch.set_num_threads(threads)
-    encoder = load_model(artifact.path)
+    encoder = load_model(artifact.path, backbone)
     named = "int8" if encoder.config.quantization else precision
     length, task = encoder.config.max_length, encoder.config.head.kind
     if engine == "transformers":

@@ -18,32 +18,42 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
-def save_model(encoder: Encoder, directory: Path, labels: Sequence[str]) -> None:
+def save_model(encoder: Encoder, directory: Path, labels: Sequence[str], backbone: str = "") -> None:
     """Write weights and configuration into `directory`, which exists; equal weights give equal bytes.
 
-    Raises ConfigError if `labels` are not as many as the head's.
+    With `backbone`, the digest of what the encoder was trained on, only its prefix and head (see model/backbone.py). Raises ConfigError
+    if `labels` are not as many as the head's.
     """
-    write_config(directory, encoder.config, labels, "alambic")
-    save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, directory / WEIGHTS)
+    from model.backbone import is_own  # which opens models itself
+
+    write_config(directory, encoder.config, labels, "alambic", backbone)
+    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items() if not backbone or is_own(name)}
+    save_file(tensors, directory / WEIGHTS)
 
 
-def load_model(directory: Path) -> Encoder:
-    """The encoder in `directory`, on the CPU and in eval mode.
+def load_model(directory: Path, backbone: Path | None = None) -> Encoder:
+    """The encoder in `directory`, on the CPU and in eval mode; one that was saved without its backbone, together with it.
 
-    Raises ArtifactError for a missing or unreadable file, and for a tensor that is missing, unknown, or not of the shape and type
-    that config.json asks for.
+    `backbone` is where that is now, None for where it was. Raises ArtifactError for a missing or unreadable file, for a backbone that is
+    not there, and for a tensor that is missing, unknown, or not of the shape and type that config.json asks for.
     """
+    from model.backbone import backbone_of, backbone_tensors
+
     config = read_model_config(directory)
     with torch.random.fork_rng(devices=[]):  # the fresh weights leave no trace in the caller's random numbers
         encoder = Encoder(config)
     tensors = read_tensors(directory / WEIGHTS)
+    if digest := backbone_of(directory):
+        tensors |= backbone_tensors(directory, digest, backbone)
     _compare(encoder.state_dict(), tensors, directory / WEIGHTS)
     encoder.load_state_dict(tensors)
     return encoder.eval()
 
 
-def write_config(directory: Path, config: EncoderConfig, labels: Sequence[str], model_type: Literal["alambic", "bert"]) -> None:
-    """Write config.json: what transformers reads (`model_type`, the labels), and ours under "alambic".
+def write_config(
+    directory: Path, config: EncoderConfig, labels: Sequence[str], model_type: Literal["alambic", "bert"], backbone: str = ""
+) -> None:
+    """Write config.json: what transformers reads (`model_type`, the labels), and ours under "alambic"; `backbone` as in `save_model`.
 
     Raises ConfigError if `labels` are not as many as the head's.
     """
@@ -58,6 +68,7 @@ def write_config(directory: Path, config: EncoderConfig, labels: Sequence[str], 
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
         "alambic": config.model_dump(mode="json"),
+        **({"backbone": backbone} if backbone else {}),
     }
     (directory / CONFIG).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

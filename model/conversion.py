@@ -42,6 +42,9 @@ def convert_attention(encoder: Encoder, kinds: Sequence[dict[str, Any]], **chang
     """
     if encoder.config.quantization:
         raise ConfigError("The encoder is quantized: its attention cannot be changed any more.", "Give the model that it was made from.")
+    if any(layer.attention.kind == "dense" and layer.attention.prefix for layer in encoder.config.layers):
+        what = "The encoder has a prefix, which other attention has no place for."
+        raise ConfigError(what, "Convert the backbone, then train a prefix on it.")
     layers = []
     for number, layer in enumerate(encoder.config.layers):
         given = kinds[number % len(kinds)]

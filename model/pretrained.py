@@ -162,6 +162,8 @@ def _beyond_bert(config: EncoderConfig) -> Iterable[str]:
         yield "embeddings of another width"
     if any(layer.attention.kind != "dense" for layer in config.layers):
         yield "attention that is not dense"
+    elif any(layer.attention.prefix for layer in config.layers if layer.attention.kind == "dense"):
+        yield "a prefix"
     if any(layer.feedforward.kind != "mlp" for layer in config.layers):
         yield "gated feed-forward networks (glu)"
     if any(layer.attention.key_value_heads or layer.attention.query_key_norm for layer in config.layers):

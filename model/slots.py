@@ -152,9 +152,13 @@ class AttentionHeads(Slot):
 
 
 class DenseAttention(AttentionHeads):
-    """Every token attends to every token (Vaswani et al. 2017, §3.2)."""
+    """Every token attends to every token (Vaswani et al. 2017, §3.2).
+
+    `prefix`: that many learned keys and values besides those of the tokens, which every token attends to (Li and Liang 2021, §4.2).
+    """
 
     kind: Literal["dense"] = "dense"
+    prefix: int = Field(default=0, ge=0)
 
 
 class WindowAttention(AttentionHeads):

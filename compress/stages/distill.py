@@ -12,7 +12,7 @@ from compress.config import DistillOptions
 from compress.data import Data
 from compress.evaluation import measure
 from compress.progress import bar, say
-from compress.sources import Source
+from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from compress.students import inherit, layer_map
 from compress.teachers import Teacher, foreign_answers, open_teacher
@@ -26,7 +26,7 @@ from model.tokenizer import Tokenizer, open_tokenizer
 
 def run(options: DistillOptions, sources: Mapping[str, Source], data: Data, workspace: Workspace) -> Result:
     """See compress.stage."""
-    teacher = open_teacher(sources["teacher"], data)
+    teacher = open_teacher(sources["teacher"], data, place_of(sources))
     prepare(options)
     student, tokenizer, layers = _student(teacher, sources.get("base"), options)
     part = drawn(data.splits["train"], options.train_texts, options.seed)

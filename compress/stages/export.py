@@ -9,7 +9,7 @@ from typing import Any
 
 from compress.config import ExportOptions
 from compress.progress import bar
-from compress.sources import Source
+from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from export import parity, plan
 from export.audit import as_written, audit
@@ -31,7 +31,7 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
     """See compress.stage."""
     source = sources["model"].model
     with bar("exporting") as progress:
-        model = load_model(source.path)
+        model = load_model(source.path, place_of(sources))
         labels, pairs = source.manifest.labels, _takes_pairs(source, model)
         file = workspace.artifact / GRAPH
         written = with_ort_attention(model) if options.attention == "ort" else model

@@ -8,7 +8,7 @@ from compress.evaluation import measure
 from compress.importance import taylor
 from compress.progress import bar, say
 from compress.pruning import check_heads, counts, prune_by
-from compress.sources import Source
+from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from compress.tasks import labels_agree, quality_words
 from compress.teaching import lessons, material
@@ -21,16 +21,17 @@ from model.tokenizer import open_tokenizer
 def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, workspace: Workspace) -> Result:
     """See compress.stage."""
     source = sources["model"].model
+    backbone = place_of(sources)
     labels = source.manifest.labels
     task = labels_agree(labels, data, source.manifest.task)
     prepare(options)
-    model = load_model(source.path)
+    model = load_model(source.path, backbone)
     if model.config.quantization:
         raise ConfigError(f"{source.path} is quantized already.", "Prune before you quantize.")
     heads = counts(options.heads, [layer.attention.heads for layer in model.config.layers], "heads")
     check_heads(model.config, heads)
     neurons = counts(options.neurons, [layer.feedforward.neurons for layer in model.config.layers], "neurons")
-    teacher = load_model(sources["teacher"].path) if "teacher" in sources else None
+    teacher = load_model(sources["teacher"].path, backbone) if "teacher" in sources else None
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
     corpus = material(tokenizer, data.splits["train"], task, labels, taught=teacher is not None)
     if options.train_texts:

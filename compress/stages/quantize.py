@@ -7,7 +7,7 @@ from compress.data import Data
 from compress.evaluation import measure
 from compress.progress import bar, say
 from compress.quantization import calibrate, freeze, linears, observed
-from compress.sources import Source
+from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from compress.tasks import labels_agree
 from compress.teaching import lessons, material
@@ -20,15 +20,16 @@ from model.tokenizer import open_tokenizer
 def run(options: QuantizeOptions, sources: Mapping[str, Source], data: Data, workspace: Workspace) -> Result:
     """See compress.stage."""
     source = sources["model"].model
+    backbone = place_of(sources)
     labels = source.manifest.labels
     task = labels_agree(labels, data, source.manifest.task)
     prepare(options)
-    model = load_model(source.path)
+    model = load_model(source.path, backbone)
     if model.config.quantization:
         raise ConfigError(f"{source.path} is quantized already.", "Give the model that it was made from.")
     names = linears(model, options.keep)
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
-    teacher = load_model(sources["teacher"].path) if "teacher" in sources else None
+    teacher = load_model(sources["teacher"].path, backbone) if "teacher" in sources else None
     corpus = material(tokenizer, data.splits["train"], task, labels, taught=teacher is not None)
     say(f"  {len(names)} linears to int8, ranges from {min(options.calibration_texts, len(corpus)):,} texts")
     watched = observed(model, names)

@@ -10,6 +10,7 @@ from compress.config import TrainOptions
 from compress.data import Data
 from compress.evaluation import measure
 from compress.losses import supervised
+from compress.prefixes import start_from_tokens, with_prefix
 from compress.progress import bar, say
 from compress.sources import Source
 from compress.stage import Result, Workspace
@@ -17,6 +18,7 @@ from compress.tasks import labels_of, trainable
 from compress.training import prepare, tokenize, train
 from model.checkpoint import save_model
 from model.conversion import convert_attention, read_attention
+from model.errors import ConfigError
 from model.tokenizer import open_tokenizer
 
 
@@ -24,6 +26,7 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
     """See compress.stage."""
     task = trainable(data, options.task)
     labels = labels_of(task, data)
+    _check_prefix(options, sources["base"])
     prepare(options)
     base, tokenizer_source = sources["base"], sources.get("tokenizer")
     tokenizer = open_tokenizer((tokenizer_source or base).path, options.max_length)
@@ -36,11 +39,29 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
         torch.nn.init.constant_(model.get_submodule("head.output").get_parameter("bias"), float(corpus.labels.mean()))
     if options.train_texts:
         corpus = corpus.subset(options.train_texts, options.seed)
-    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    say(f"  training {size:.1f} M parameters on {len(corpus):,} texts for {options.epochs:g} passes")
+    if options.prefix:
+        model = with_prefix(model, options.prefix)
+        first = corpus.subset(options.batch_size, options.seed)
+        start_from_tokens(model, first.batch(list(range(len(first)))), options.seed)
+    size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    say(f"  training {size / 1e6:.1f} M parameters on {len(corpus):,} texts for {options.epochs:g} passes")
     with bar("training") as progress:
         trained = train(model, corpus, supervised(task), options, workspace.work, progress)
-    save_model(model, workspace.artifact, labels)
+    save_model(model, workspace.artifact, labels, base.digest if options.prefix else "")
     tokenizer.save(workspace.artifact)
     metrics = measure(model, tokenize(tokenizer, data.splits["validation"], task, labels), labels)
-    return Result(task, labels, {**metrics, "training": trained})
+    return Result(task, labels, {**metrics, "trained_parameters": size, "training": trained}, "base" if options.prefix else "")
+
+
+def _check_prefix(options: TrainOptions, base: Source) -> None:
+    """Raise ConfigError if a prefix is asked for where it has no backbone, or none that it could be found with again."""
+    if not options.prefix:
+        return
+    if base.path.is_file():
+        what = (
+            f"--prefix {options.prefix} steers a backbone that has learned something, but {base.path} is a configuration without weights."
+        )
+        raise ConfigError(what, "Give a model as --base, or train all of it (without --prefix).")
+    if options.attention:
+        what = f"--prefix and --attention {','.join(options.attention)} together: the backbone would not be the base any more."
+        raise ConfigError(what, "Convert the base first (`compress train --attention …`), then train the prefix on that.")

@@ -65,6 +65,21 @@ def linformer(q: Array, k: Array, v: Array, keys: Array, values: Array) -> Array
     return y
 
 
+def prefixed(q: Array, k: Array, v: Array, keys: Array, values: Array, bias: Callable[[int, int, int], float] | None = None) -> Array:
+    """Dense attention of q, k, v [heads, tokens, width] that also takes the `values` of `keys` [heads, prefix, width], without any bias."""
+    heads, tokens, width = q.shape
+    y = np.zeros((heads, tokens, width))
+    for head in range(heads):
+        for here in range(tokens):
+            weights = [math.exp(float(q[head, here] @ key) / math.sqrt(width)) for key in keys[head]]
+            for there in range(tokens):
+                added = bias(head, here, there) if bias else 0.0
+                weights.append(math.exp(float(q[head, here] @ k[head, there]) / math.sqrt(width) + added))
+            for weight, value in zip(weights, [*values[head], *v[head]], strict=True):
+                y[head, here] += weight / sum(weights) * value
+    return y
+
+
 def segments(tokens: int, landmarks: int) -> Array:
     """Which token is averaged into which landmark [landmarks, tokens]; landmarks without a token are left out."""
     rows = np.zeros((landmarks, tokens))
