@@ -12,8 +12,12 @@ epochs = 1
 run = "distill"
 out = "student"
 teacher = "teacher"        # the `out` of an earlier stage, or a path
+
+A value may name environment variables, so that a recipe says where data lie without a path of one machine: `data = "$ALAMBIC_DATA/sst2"`.
 """
 
+import os
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +30,7 @@ from compress.stage import STAGES, Outcome, Stage, run_stage
 from model.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "recipes"
+VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def shipped() -> list[str]:
 def read_recipe(value: str) -> Recipe:
     """Read a shipped recipe by name or a TOML file by path, and check all of it before anything runs.
 
-    Raises ConfigError: no such recipe, damaged TOML, an unknown key, stage or source.
+    Raises ConfigError: no such recipe, damaged TOML, an unknown key, stage or source, an environment variable that is not set.
     """
     path = SHIPPED / f"{value}.toml" if value in shipped() else Path(value)
     if not path.is_file():
@@ -64,6 +69,7 @@ def read_recipe(value: str) -> Recipe:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}.", "Mend that line; `compress run --help` shows a recipe.") from None
+    content = _filled_in(content, str(path))
     _known(content, {"data", "text", "label", "stage"}, str(path))
     if not isinstance(content.get("data"), str):
         raise ConfigError(f"{path} names no data.", 'Add a line such as data = "tweets" at its top.')
@@ -94,6 +100,27 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool, done: Callable[[Ou
         outcomes.append(run_stage(step.stage, step.options, sources, used, out / step.out, overwrite=overwrite))
         done(outcomes[-1])
     return outcomes
+
+
+def _filled_in(value: Any, where: str) -> Any:
+    """`value` with every $NAME and ${NAME} in its strings replaced by that environment variable; raises ConfigError where it is not set."""
+    if isinstance(value, dict):
+        return {key: _filled_in(inner, where) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled_in(inner, where) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def variable(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if not os.environ.get(name):
+            raise ConfigError(
+                f"{where} says {value}, but the environment variable {name} is not set.",
+                f"Name the folder that it stands for: export {name}=FOLDER.",
+            )
+        return os.environ[name]
+
+    return VARIABLE.sub(variable, value)
 
 
 def _step(table: dict[str, Any], where: str, earlier: list[str]) -> Step:

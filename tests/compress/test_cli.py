@@ -157,7 +157,20 @@ def test_recipes_are_checked_before_anything_runs(failing, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_shipped_recipes_are_whole():
+def test_a_recipe_may_name_environment_variables(failing, house, tmp_path, monkeypatch):
+    file = tmp_path / "mine.toml"
+    file.write_text('data = "$HOUSE/data"\n[[stage]]\nrun = "train"\nbase = "${HOUSE}/base"\n')
+    monkeypatch.setenv("HOUSE", str(house))
+    checked = read_recipe(str(file))
+    assert (checked.data["source"], checked.steps[0].sources["base"]) == (f"{house}/data", f"{house}/base")
+    monkeypatch.delenv("HOUSE")
+    said = failing("run", file, "--out", tmp_path / "new")
+    assert "says $HOUSE/data, but the environment variable HOUSE is not set" in said
+    assert "export HOUSE=FOLDER" in said
+
+
+def test_shipped_recipes_are_whole(monkeypatch):
+    monkeypatch.setenv("ALAMBIC_DATA", "data")
     assert "demo" in shipped()
     for name in shipped():
         assert read_recipe(name).steps
