@@ -142,7 +142,7 @@ def draw(axes: Axes, name: str, facts: Mapping[str, Any], rows: Sequence[Mapping
         axes.scatter(
             speed, 100 * part, s=28, marker="D" if peer else "o", facecolor="white" if peer else "#2563eb", edgecolor="#2563eb", zorder=3
         )
-        axes.annotate(label, (speed, 100 * part), xytext=(4, 5), textcoords="offset points", fontsize=7)
+        axes.annotate(label, (speed, 100 * part), xytext=(4, -9 if "ORT" in label else 5), textcoords="offset points", fontsize=7)
     axes.axhline(99, color="#94a3b8", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.set_title(f"{name} ({facts['data']['texts']:,} texts)", fontsize=9)
@@ -156,7 +156,7 @@ def picture(found: Mapping[str, Any], file: Path) -> None:
     """The fronts of all sets, two a row, as SVG (or what the ending of `file` says)."""
     sets = found["sets"]
     columns = min(2, len(sets))
-    lines = (len(sets) + 1) // columns
+    lines = -(-len(sets) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.6 * lines), layout="constrained")
     for number, (name, facts) in enumerate(sets.items(), start=1):
         draw(figure.add_subplot(lines, columns, number), name, facts, [row for row in found["rows"] if row["data"] == name])
