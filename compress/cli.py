@@ -21,10 +21,11 @@ EXAMPLES = {
     "train": """\b
         compress train tweets --base minilm --out runs/teacher
         compress train reviews.csv --text title --text body --label stars --base minilm --out runs/teacher
-        compress train tweets --base encoder.json --tokenizer bert-directory --epochs 3 --out runs/scratch""",
+        compress train tweets --base encoder.json --vocabulary unigram:8000 --epochs 3 --out runs/scratch""",
     "distill": """\b
         compress distill runs/teacher --data tweets --out runs/student
         compress distill runs/teacher --data tweets --depth 3 --teacher-layers 1,3,5 --epochs 4 --out runs/student
+        compress distill runs/teacher --data tweets --vocabulary unigram:16000 --out runs/student
         compress distill transformers-directory --base minilm --hidden 0 --data tweets --out runs/student""",
     "prune": """\b
         compress prune runs/student --teacher runs/teacher --data tweets --heads 4 --neurons 192 --out runs/pruned

@@ -7,7 +7,7 @@ part of an artifact's identity. This file is torch-free.
 
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from model.config import problems
 from model.errors import ConfigError
@@ -54,6 +54,16 @@ class Training(Options):
     checkpoint_every: int = _runtime(200, "Steps between checkpoints, from which a killed run goes on.", ge=1)
 
 
+VOCABULARIES = ("unigram", "unigram_cased")
+
+
+def _known_vocabulary(text: str | None) -> str | None:
+    kind, _, size = (text or "").partition(":")
+    if text is not None and (kind not in VOCABULARIES or not size.isdecimal() or not int(size)):
+        raise ValueError(f"{text!r} is no vocabulary: give {' or '.join(VOCABULARIES)} with a number of pieces, such as unigram:16000")
+    return text
+
+
 class TrainOptions(Training):
     """Options of `compress train`."""
 
@@ -68,6 +78,11 @@ class TrainOptions(Training):
     attention: tuple[str, ...] = Field(
         (), description="Other attention for the layers, such as window:512; of several, they take each in turn (default: the base's)."
     )
+    vocabulary: str | None = Field(
+        None, description="Train a vocabulary on the texts, such as unigram:16000; unigram_cased tells capitals from small letters."
+    )
+
+    _vocabulary = field_validator("vocabulary")(_known_vocabulary)
 
 
 class Distillation(Training):
@@ -90,6 +105,14 @@ class DistillOptions(Distillation):
 
     depth: int = Field(2, ge=1, description="Layers of the student, started from the teacher layers that they are mapped to.")
     dropout: float | None = Field(0.0, ge=0, lt=1, description="Dropout of the student.")
+    attention: tuple[str, ...] = Field(
+        (), description="Other attention for the student's layers, such as window:512; of several, they take each in turn."
+    )
+    vocabulary: str | None = Field(
+        None, description="A vocabulary of the student's own, trained on the texts, such as unigram:16000 (or unigram_cased:16000)."
+    )
+
+    _vocabulary = field_validator("vocabulary")(_known_vocabulary)
 
 
 class PruneOptions(Distillation):

@@ -14,6 +14,9 @@ out = "student"
 teacher = "teacher"        # the `out` of an earlier stage, or a path
 
 A value may name environment variables, so that a recipe says where data lie without a path of one machine: `data = "$ALAMBIC_DATA/sst2"`.
+
+A base from nothing is the encoder's configuration, as a table of the stage: `[stage.base]` after its options. It is written to
+OUT/NAME.json, NAME being the stage's `out`.
 """
 
 import os
@@ -27,6 +30,8 @@ from typing import Any
 from compress.config import Options, read_options
 from compress.sources import named, open_sources
 from compress.stage import STAGES, Outcome, Stage, run_stage
+from model.artifact import canonical
+from model.config import read_config
 from model.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -35,12 +40,13 @@ VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a recipe: its name in the recipe, its options, the names of its sources by role."""
+    """One stage of a recipe: its name in the recipe, its options, the names of its sources by role, the configuration of its base."""
 
     stage: Stage
     out: str
     options: Options
     sources: dict[str, str]
+    base: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool, done: Callable[[Ou
     for number, step in enumerate(recipe.steps):
         names = {earlier.out for earlier in recipe.steps[:number]}
         paths = {role: str(out / value) if value in names else value for role, value in step.sources.items()}
+        if step.base is not None:
+            paths["base"] = str(_write(step.base, out / f"{step.out}.json"))
         sources = open_sources(step.stage.kinds, paths)
         used = data if step.stage.needs_data else None
         outcomes.append(run_stage(step.stage, step.options, sources, used, out / step.out, overwrite=overwrite))
@@ -131,10 +139,11 @@ def _step(table: dict[str, Any], where: str, earlier: list[str]) -> Step:
     out = table.pop("out", name)
     if not isinstance(out, str) or "/" in out or out in earlier:
         raise ConfigError(f"{where}: out = {out!r} is not a new plain name.", "Each stage writes its own folder.")
+    base = table.pop("base") if isinstance(table.get("base"), dict) else None
     sources: dict[str, str] = {}
     for role, optional in stage.roles.items():
         value = table.pop(role, None)
-        if value is None and not optional:
+        if value is None and not optional and not (role == "base" and base):
             raise ConfigError(
                 f"{where}: {name} needs `{role}`.", f"Give the `out` of an earlier stage ({', '.join(earlier) or 'none yet'}) or a path."
             )
@@ -142,7 +151,21 @@ def _step(table: dict[str, Any], where: str, earlier: list[str]) -> Step:
             sources |= named([str(item) for item in value]) if isinstance(value, list) else {role: str(value)}
     known = {"run", "out", *stage.roles, *stage.options.model_fields}
     _known(table, known, where)
-    return Step(stage, out, read_options(stage.options, table, where), sources)
+    options = read_options(stage.options, table, where)
+    if base is not None:
+        if "base" not in stage.roles:
+            raise ConfigError(f"{where}: {name} has no base.", "Move the table to the stage that starts from it.")
+        later = {"vocabulary": 1, "max_length": getattr(options, "max_length", 512), "head": {"labels": 2}}
+        read_config({**base, **later}, f"base of {where}")
+    return Step(stage, out, options, sources, base)
+
+
+def _write(base: dict[str, Any], file: Path) -> Path:
+    """The configuration as a JSON file whose bytes depend on its content alone."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".json.partial")
+    partial.write_bytes(canonical(base))
+    return partial.replace(file)
 
 
 def _known(table: dict[str, Any], known: set[str], where: str) -> None:

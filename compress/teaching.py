@@ -16,7 +16,7 @@ from compress.students import layer_map
 from compress.training import Corpus, Inputs, Objective, in_turn, model_inputs, tokenize
 from model.encoder import Encoder
 from model.errors import ConfigError
-from model.tokenizer import Tokenizer
+from model.tokenizer import Tokenizer, open_tokenizer
 
 
 def lessons(
@@ -39,12 +39,9 @@ def lessons(
         )
     _check_weights(task, options)
     bf16 = options.precision == "bf16"
+    if heard is not None:
+        refuse_tokens(task, options)
     if task == "tagging" or (options.hidden_states == "tokens" and options.hidden):
-        if heard is not None:
-            raise ConfigError(
-                "Tokens are to be compared, but the student and the teacher have tokenizers of their own.",
-                "Give --hidden-states pooled; a tagger needs its teacher's tokenizer: leave out --base.",
-            )
         teacher.eval().to(options.device)
 
         @torch.no_grad()
@@ -70,11 +67,28 @@ def answered(student: Encoder, corpus: Corpus, options: Distillation, ask: Calla
     return replace(corpus, columns=in_turn(ask)), _objective(options, task)
 
 
+def refuse_tokens(task: str, options: Distillation) -> None:
+    """Raise ConfigError if something is to be compared token by token, for a student and a teacher that do not have the same tokens."""
+    if task == "tagging" or (options.hidden_states == "tokens" and options.hidden):
+        raise ConfigError(
+            "Tokens are to be compared, but the student and the teacher have tokenizers of their own.",
+            "Give --hidden-states pooled; a tagger needs its teacher's tokenizer: leave out --base and --vocabulary.",
+        )
+
+
 def _check_weights(task: str, options: Distillation) -> None:
     if task == "embedding" and options.hard:
         raise ConfigError("An embedding learns from its teacher's vectors, not from labels.", "Give --hard 0.")
     if not options.soft + options.hard + options.hidden:
         raise ConfigError("--soft, --hard and --hidden are all 0: there is nothing to learn from.", "Give at least one of them a weight.")
+
+
+def as_heard(path: Path, model: Encoder, corpus: Corpus, split: Any, labels: Sequence[str], options: Distillation) -> Corpus | None:
+    """`corpus`, which is made of `split`, as the teacher `model` of the directory `path` reads it; None if it reads the same tokens."""
+    tokenizer = open_tokenizer(path, options.max_length, typed=model.config.typed)
+    if tokenizer.digest == corpus.tokenizer.digest:
+        return None
+    return material(tokenizer, split, model.config.head.kind, labels, taught=True)
 
 
 def material(tokenizer: Tokenizer, split: Any, task: str, labels: Sequence[str], *, taught: bool) -> Corpus:

@@ -34,6 +34,7 @@ T = TypeVar("T")
 COMPLETE = "complete"
 NO_TAG = -100  # of tokens that do not begin a word
 POOL = 50  # batches among which texts of like length are brought together
+LONG = 512  # tokens: batches of longer texts are made of fewer, outside of training
 
 
 class Part(NamedTuple):
@@ -76,9 +77,17 @@ class Corpus:
         return {**inputs, "labels": labels, **{name: column[rows] for name, column in self.columns.items()}}
 
     def batches(self, size: int) -> list[list[int]]:
-        """All rows, longest texts first, in batches of `size`: the cheapest order for a pass without training."""
-        order = np.argsort(-self.lengths, kind="stable")
-        return [order[start : start + size].tolist() for start in range(0, len(order), size)]
+        """All rows, longest texts first, in batches of `size`: the cheapest order for a pass without training.
+
+        A batch is smaller where texts are long: at most `size` × LONG tokens, padding counted.
+        """
+        lengths, start, found = self.lengths, 0, []
+        order = np.argsort(-lengths, kind="stable")
+        while start < len(order):
+            count = min(size, max(1, size * LONG // int(lengths[order[start]])))
+            found.append(order[start : start + count].tolist())
+            start += count
+        return found
 
     def passing(self, size: int, progress: Progress) -> Iterator[Inputs]:
         """The batches of one such pass, telling `progress`."""

@@ -30,9 +30,13 @@ class Parity:
 
 
 def grid(longest: int) -> list[tuple[int, int]]:
-    """Batch and length of each trial: length 1, odd, powers of two and one beside them, the longest."""
+    """Batch and length of each trial: length 1, odd, powers of two and one beside them, the longest; very long texts one at a time."""
     lengths = sorted({length for length in (1, 2, 7, 16, 31, 33, 64, longest - 1, longest) if 1 <= length <= longest})
-    return [(batch, length) for length in lengths for batch in ((1, 3) if length < 100 else (1, 2))] + [(17, min(23, longest))]
+    return [(batch, length) for length in lengths for batch in _sizes(length)] + [(17, min(23, longest))]
+
+
+def _sizes(length: int) -> tuple[int, ...]:
+    return (1, 3) if length < 100 else (1, 2) if length <= 2048 else (1,)
 
 
 def batch_of(shape: tuple[int, int], vocabulary: int, seed: int, *, pairs: bool) -> Batch:

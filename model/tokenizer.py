@@ -75,6 +75,15 @@ class Tokenizer:
         """sha256 of the vocabulary and the rules: equal digests give equal ids at equal `max_length`."""
         return sha256(self._files.get(SENTENCEPIECE_FILE) or self._rules())
 
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Token → id, special tokens included."""
+        return tokenizers.Tokenizer.from_str(self._rules().decode()).get_vocab(with_added_tokens=True)
+
+    def split(self, text: str) -> list[int]:
+        """Ids of `text` alone: no special tokens, nothing cut off."""
+        return self._pieces([text])[0]
+
     def ids(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoding]:
         """Token ids of each text, or of each text with its pair, at most `max_length` long.
 

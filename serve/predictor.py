@@ -6,7 +6,7 @@ What a session really uses is checked: asked for CUDA, ONNX Runtime answers from
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from serve.tasks import DECODERS, OUTPUTS, Answer, batch_for, outputs_by_text, s
 Floats = npt.NDArray[np.floating[Any]]
 INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 GRAPH = "model.onnx"
+LARGEST = 32 * 512**2  # texts × tokens² of a batch that is run at once
 NO_INT8 = {
     "cuda": "for which ONNX Runtime's CUDA provider has no kernels: its linears would run on the CPU, with copies",
     "tensorrt": "with uint8 activations; TensorRT takes symmetric int8 ones alone, which `compress quantize` does not write",
@@ -133,9 +134,25 @@ def scores(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | No
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         second = None if pairs is None else [pairs[row] for row in rows]
-        batch = predictor.encode([texts[row] for row in rows], second)
-        found |= zip(rows, outputs_by_text(task, predictor.logits(batch), batch, second is not None), strict=True)
+        for batch in batches(predictor, [texts[row] for row in rows], second):
+            outputs = outputs_by_text(task, predictor.logits(batch), batch, second is not None)
+            found |= zip(rows[: len(outputs)], outputs, strict=True)
+            rows = rows[len(outputs) :]
     return stacked([found[row] for row in range(len(texts))])
+
+
+def batches(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Iterator[Batch]:
+    """The texts as one batch, or halved again and again where that many would be too long for the memory that dense attention takes.
+
+    That is texts × tokens² of more than LARGEST; one text is never too long.
+    """
+    batch, half = predictor.encode(texts, pairs), len(texts) // 2
+    rows, tokens = np.shape(batch["input_ids"]) if "input_ids" in batch else (0, 0)
+    if not half or rows * tokens**2 <= LARGEST:
+        yield batch
+        return
+    for part in (slice(half), slice(half, None)):
+        yield from batches(predictor, texts[part], None if pairs is None else pairs[part])
 
 
 def predict(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 32) -> list[Answer]:

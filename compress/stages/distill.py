@@ -16,9 +16,11 @@ from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from compress.students import inherit, layer_map
 from compress.teachers import Teacher, foreign_answers, open_teacher
-from compress.teaching import answered, lessons, material
+from compress.teaching import answered, lessons, material, refuse_tokens
 from compress.training import Corpus, Objective, drawn, prepare, tokenize, train
+from compress.vocabularies import moved, own_tokenizer, texts_of
 from model.checkpoint import save_model
+from model.conversion import convert_attention, read_attention
 from model.encoder import Encoder
 from model.errors import ConfigError
 from model.tokenizer import Tokenizer, open_tokenizer
@@ -29,11 +31,19 @@ def run(options: DistillOptions, sources: Mapping[str, Source], data: Data, work
     teacher = open_teacher(sources["teacher"], data, place_of(sources))
     prepare(options)
     student, tokenizer, layers = _student(teacher, sources.get("base"), options)
+    if options.attention:
+        student = convert_attention(student, [read_attention(text) for text in options.attention])
+    own = "base" not in sources
+    if options.vocabulary is not None:
+        refuse_tokens(teacher.task, options)
+        ours = own_tokenizer(options.vocabulary, texts_of(data.splits["train"]), workspace.work / "vocabulary", options.max_length)
+        student, tokenizer, own = moved(student, ours, tokenizer), replace(ours, typed=tokenizer.typed), False
+        say(f"  a vocabulary of its own: {tokenizer.vocabulary:,} pieces")
     part = drawn(data.splits["train"], options.train_texts, options.seed)
     corpus = material(tokenizer, part, teacher.task, teacher.labels, taught=True)
     whose = "its base's" if "base" in sources else "the teacher's"
     say(f"  a student of {whose} layers {', '.join(map(str, layers))} learns on {len(corpus):,} texts for {options.epochs:g} passes")
-    corpus, objective = _lessons(student, teacher, corpus, part, options, workspace.work, own="base" not in sources)
+    corpus, objective = _lessons(student, teacher, corpus, part, options, workspace.work, own=own)
     with bar("distilling") as progress:
         trained = train(student, corpus, objective, options, workspace.work, progress)
     save_model(student, workspace.artifact, teacher.labels)

@@ -11,7 +11,7 @@ from compress.pruning import check_heads, counts, prune_by
 from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from compress.tasks import labels_agree, quality_words
-from compress.teaching import lessons, material
+from compress.teaching import as_heard, lessons, material
 from compress.training import prepare, tokenize, train
 from model.checkpoint import load_model, save_model
 from model.errors import ConfigError
@@ -34,9 +34,10 @@ def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, worksp
     teacher = load_model(sources["teacher"].path, backbone) if "teacher" in sources else None
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
     corpus = material(tokenizer, data.splits["train"], task, labels, taught=teacher is not None)
+    heard = as_heard(sources["teacher"].path, teacher, corpus, data.splits["train"], labels, options) if teacher else None
     if options.train_texts:
-        corpus = corpus.subset(options.train_texts, options.seed)
-    corpus, objective = lessons(model, teacher, corpus, options, workspace.work)
+        corpus, heard = (texts and texts.subset(options.train_texts, options.seed) for texts in (corpus, heard))
+    corpus, objective = lessons(model, teacher, corpus, options, workspace.work, heard)
     scored = corpus.subset(options.scoring_texts, options.seed)
     with bar("scoring heads and neurons") as progress:
         importance = taylor(model, scored.passing(options.batch_size, progress), objective)

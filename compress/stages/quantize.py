@@ -10,7 +10,7 @@ from compress.quantization import calibrate, freeze, linears, observed
 from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from compress.tasks import labels_agree
-from compress.teaching import lessons, material
+from compress.teaching import as_heard, lessons, material
 from compress.training import prepare, tokenize, train
 from model.checkpoint import load_model, save_model
 from model.errors import ConfigError
@@ -37,9 +37,10 @@ def run(options: QuantizeOptions, sources: Mapping[str, Source], data: Data, wor
         calibrate(watched, corpus.subset(options.calibration_texts, options.seed).passing(options.batch_size, progress))
     trained = None
     if options.method == "qat":
+        heard = as_heard(sources["teacher"].path, teacher, corpus, data.splits["train"], labels, options) if teacher else None
         if options.train_texts:
-            corpus = corpus.subset(options.train_texts, options.seed)
-        corpus, objective = lessons(watched, teacher, corpus, options, workspace.work)
+            corpus, heard = (texts and texts.subset(options.train_texts, options.seed) for texts in (corpus, heard))
+        corpus, objective = lessons(watched, teacher, corpus, options, workspace.work, heard)
         with bar("training with rounding") as progress:
             trained = train(watched, corpus, objective, options, workspace.work, progress)
     frozen = freeze(watched, names, embeddings=options.embeddings == "int8")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -16,10 +17,12 @@ from compress.sources import Source
 from compress.stage import Result, Workspace
 from compress.tasks import labels_of, trainable
 from compress.training import prepare, tokenize, train
+from compress.vocabularies import moved, own_tokenizer, texts_of
 from model.checkpoint import save_model
 from model.conversion import convert_attention, read_attention
+from model.encoder import Encoder
 from model.errors import ConfigError
-from model.tokenizer import open_tokenizer
+from model.tokenizer import Tokenizer, open_tokenizer
 
 
 def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, workspace: Workspace) -> Result:
@@ -28,9 +31,7 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
     labels = labels_of(task, data)
     _check_prefix(options, sources["base"])
     prepare(options)
-    base, tokenizer_source = sources["base"], sources.get("tokenizer")
-    tokenizer = open_tokenizer((tokenizer_source or base).path, options.max_length)
-    model = start(base, tokenizer, head_of(task, len(labels), options.pooling), options.dropout)
+    model, tokenizer = _begin(options, sources, head_of(task, len(labels), options.pooling), data, workspace)
     if options.attention:
         model = convert_attention(model, [read_attention(text) for text in options.attention])
     tokenizer = replace(tokenizer, typed=model.config.typed)
@@ -47,7 +48,7 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
     say(f"  training {size / 1e6:.1f} M parameters on {len(corpus):,} texts for {options.epochs:g} passes")
     with bar("training") as progress:
         trained = train(model, corpus, supervised(task), options, workspace.work, progress)
-    save_model(model, workspace.artifact, labels, base.digest if options.prefix else "")
+    save_model(model, workspace.artifact, labels, sources["base"].digest if options.prefix else "")
     tokenizer.save(workspace.artifact)
     metrics = measure(model, tokenize(tokenizer, data.splits["validation"], task, labels), labels)
     return Result(task, labels, {**metrics, "trained_parameters": size, "training": trained}, "base" if options.prefix else "")
@@ -65,3 +66,26 @@ def _check_prefix(options: TrainOptions, base: Source) -> None:
     if options.attention:
         what = f"--prefix and --attention {','.join(options.attention)} together: the backbone would not be the base any more."
         raise ConfigError(what, "Convert the base first (`compress train --attention …`), then train the prefix on that.")
+    if options.vocabulary is not None:
+        what = f"--prefix and --vocabulary {options.vocabulary} together: the backbone would not be the base any more."
+        raise ConfigError(what, "Change the base's vocabulary first (`compress train --vocabulary …`), then train the prefix on that.")
+
+
+def _begin(
+    options: TrainOptions, sources: Mapping[str, Source], head: dict[str, Any], data: Data, workspace: Workspace
+) -> tuple[Encoder, Tokenizer]:
+    """The base with its tokenizer, or with one trained on the texts, for which a base with weights gets fitting embeddings."""
+    base, given = sources["base"], sources.get("tokenizer")
+    if options.vocabulary is None:
+        tokenizer = open_tokenizer((given or base).path, options.max_length)
+        return start(base, tokenizer, head, options.dropout), tokenizer
+    if given is not None:
+        raise ConfigError(
+            f"--vocabulary {options.vocabulary} trains a tokenizer, and --tokenizer {given.path} brings one.", "Give one of the two."
+        )
+    ours = own_tokenizer(options.vocabulary, texts_of(data.splits["train"]), workspace.work / "vocabulary", options.max_length)
+    say(f"  a vocabulary of {ours.vocabulary:,} pieces trained on {len(data.splits['train']):,} texts")
+    if base.path.is_file():
+        return start(base, ours, head, options.dropout), ours
+    theirs = open_tokenizer(base.path, options.max_length)
+    return moved(start(base, theirs, head, options.dropout), ours, theirs), ours

@@ -39,6 +39,14 @@ def corpus(tmp_path: Path) -> Corpus:
     return tokenize(tokenizer, Split(text=texts, label=[number % 2 for number in range(40)]))
 
 
+def test_a_pass_takes_long_texts_in_smaller_batches(tmp_path):
+    tokenizer = open_tokenizer(write_tokenizer(tmp_path / "tokenizer"), 2000)
+    lengths = [3, 400, 1998, 700, 5, 600, 1000]
+    found = Corpus(tokenizer, tokenizer.ids(["film " * length for length in lengths]), torch.zeros(7)).batches(4)
+    assert found == [[2], [6, 3], [5, 1, 4], [0]]  # 2000; 1002, 702; 602, 402, 7; 5 tokens with the special ones
+    assert [len(rows) for rows in corpus(tmp_path / "short").batches(16)] == [16, 16, 8]
+
+
 class Split(dict):
     """The least that a part of the data is."""
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import ArtifactError, ConfigError, EnvironmentProblem
-from serve.predictor import open_predictor, predict, scores, unsealed_predictor
+from serve.predictor import batches, open_predictor, predict, scores, unsealed_predictor
 from serve.sessions import import_onnxruntime
 from serve.tasks import probabilities
 from tests.serve.tiny_graph import LABELS, LENGTH, reference, write_artifact, write_graph, write_model
@@ -69,6 +69,17 @@ def test_types_are_kept_from_graphs_that_do_not_take_them(predictor):
 def test_batches_and_order_change_nothing(predictor, texts, batch_size):
     alone = [scores(predictor, [text])[0] for text in texts]
     np.testing.assert_allclose(scores(predictor, texts, batch_size=batch_size), np.reshape(alone, (-1, 3)), atol=1e-6)
+
+
+@given(st.lists(st.text("go bad.", max_size=30), min_size=1, max_size=9), st.integers(1, 400))
+def test_long_texts_are_run_fewer_at_a_time(predictor, texts, most):
+    expected = scores(predictor, texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serve.predictor.LARGEST", most)
+        np.testing.assert_allclose(scores(predictor, texts), expected, atol=1e-6)
+        for batch in batches(predictor, texts):
+            rows, tokens = batch["input_ids"].shape
+            assert rows == 1 or rows * tokens**2 <= most
 
 
 def test_predictions_name_the_likeliest_label(predictor):

@@ -1,0 +1,120 @@
+"""Recipes whose base is a configuration of their own: written out, made once, checked before anything runs; and those that are shipped."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from compress.cli import cli
+from compress.recipe import SHIPPED, read_recipe, shipped
+from model.artifact import open_artifact
+from model.checkpoint import load_model
+from model.config import EncoderConfig, read_config
+from model.errors import ConfigError
+from tests.compress.chain import write_data
+
+RECIPE = """
+data = "{data}"
+
+[[stage]]
+run = "train"
+out = "teacher"
+vocabulary = "unigram:50"
+batch_size = 16
+max_length = 24
+train_texts = 64
+
+[stage.base]
+width = 16
+positions = {{ kind = "rotary" }}
+norm = {{ kind = "rmsnorm" }}
+
+[stage.base.layers]
+count = 2
+attention = [{{ kind = "dense", heads = 4 }}, {{ kind = "window", heads = 4, window = 4 }}]
+feedforward = {{ kind = "glu", neurons = 16 }}
+
+[[stage]]
+run = "export"
+out = "onnx"
+model = "teacher"
+"""
+
+
+def run(recipe: Path, out: Path) -> list[str]:
+    done = CliRunner().invoke(cli, ["run", str(recipe), "--out", str(out), "--json"], catch_exceptions=False, standalone_mode=False)
+    assert done.exception is None, done.output
+    return [made["digest"] for made in json.loads(done.stdout)]
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    write_data(tmp_path / "data")
+    (tmp_path / "mine.toml").write_text(RECIPE.format(data=tmp_path / "data"))
+    return tmp_path / "mine.toml"
+
+
+def read(recipe: Path, old: str, new: str) -> None:
+    changed = recipe.with_name("changed.toml")
+    assert old in recipe.read_text()
+    changed.write_text(recipe.read_text().replace(old, new, 1))
+    read_recipe(str(changed))
+
+
+def test_a_base_can_be_a_table_of_the_recipe(recipe, tmp_path):
+    digests = run(recipe, tmp_path / "one")
+    model = load_model(tmp_path / "one" / "teacher")
+    assert [layer.attention.kind for layer in model.config.layers] == ["dense", "window"]
+    assert (model.config.positions.kind, model.config.vocabulary, model.config.max_length) == ("rotary", 50, 24)
+    assert json.loads((tmp_path / "one" / "teacher.json").read_bytes())["width"] == 16
+    made = [open_artifact(tmp_path / "one" / name).manifest.made_by for name in ("teacher", "onnx")]
+    assert run(recipe, tmp_path / "one") == digests == run(recipe, tmp_path / "two")
+    assert made == [open_artifact(tmp_path / "one" / name).manifest.made_by for name in ("teacher", "onnx")]
+
+
+def test_a_base_that_cannot_be_is_refused_before_anything_runs(recipe):
+    with pytest.raises(ConfigError, match=r"Impossible base of .*changed.toml, stage 1: layers: .*3 heads do not divide a width of 16"):
+        read(recipe, 'kind = "dense", heads = 4', 'kind = "dense", heads = 3')
+    with pytest.raises(ConfigError, match="colour: Extra inputs are not permitted"):
+        read(recipe, "width = 16\n", "width = 16\ncolour = 1\n")
+    with pytest.raises(ConfigError, match=r"stage 2: export has no base") as error:
+        read(recipe, 'model = "teacher"', 'model = "teacher"\nbase = { width = 16 }')
+    assert error.value.hint == "Move the table to the stage that starts from it."
+    with pytest.raises(ConfigError, match="train needs `base`"):
+        read(recipe, "[stage.base]\nwidth = 16\n", "[stage.model]\n")
+    with pytest.raises(ConfigError, match="'unigram' is no vocabulary"):
+        read(recipe, "unigram:50", "unigram")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_recipes_go_through_the_whole_chain(name):
+    recipe = read_recipe(name)
+    assert [step.stage.name for step in recipe.steps if step.stage.name != "distill"] == [
+        "train",
+        "prune",
+        "quantize",
+        "export",
+        "benchmark",
+    ]
+    assert (SHIPPED / f"{name}.toml").read_text().startswith("# ")
+
+
+def test_proposed_has_every_module_that_is_proposed():
+    step = read_recipe("proposed").steps[0]
+    assert step.base is not None
+    config: EncoderConfig = read_config({**step.base, "vocabulary": 1, "max_length": step.options.max_length, "head": {"labels": 3}})
+    assert step.options.vocabulary.startswith("unigram") and config.token_dropout
+    assert config.positions.kind in ("rotary", "t5") and config.norm.kind == "rmsnorm"
+    assert {layer.attention.kind for layer in config.layers} == {"dense", "window"}
+    assert all(12 <= layer.attention.heads <= 16 for layer in config.layers)
+    assert all((layer.feedforward.kind, layer.feedforward.activation) == ("glu", "silu") for layer in config.layers)
+    assert all(layer.attention.global_tokens for layer in config.layers if layer.attention.kind == "window")
+    assert tomllib.loads((SHIPPED / "proposed.toml").read_text())["data"] == "tweets"
+
+
+def test_long_reads_whole_articles_with_a_window():
+    steps = {step.out: step.options.model_dump() for step in read_recipe("long").steps if step.out not in ("onnx", "report")}
+    assert {options["max_length"] for options in steps.values()} == {5304}  # the longest article of the training part has 5,303
+    assert steps["student"]["attention"][0].startswith("window:") and not steps["teacher"]["attention"]
