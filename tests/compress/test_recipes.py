@@ -88,9 +88,10 @@ def test_a_base_that_cannot_be_is_refused_before_anything_runs(recipe):
         read(recipe, "unigram:50", "unigram")
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", ["demo", "proposed", "long"])
 def test_shipped_recipes_go_through_the_whole_chain(name):
     recipe = read_recipe(name)
+    assert name in shipped()
     assert [step.stage.name for step in recipe.steps if step.stage.name != "distill"] == [
         "train",
         "prune",

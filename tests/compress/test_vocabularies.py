@@ -214,6 +214,10 @@ def test_a_model_from_nothing_has_its_own_vocabulary(folder):
     with pytest.raises(ConfigError, match="--vocabulary unigram:50 trains a tokenizer, and --tokenizer .* brings one") as error:
         compress("train", folder / "data", *base, "--tokenizer", folder / "tokenizer", *SMALL, "--out", folder / "x")
     assert error.value.hint == "Give one of the two."
+    prefix = ("--vocabulary", "unigram:50", "--prefix", 2)
+    with pytest.raises(ConfigError, match="--prefix and --vocabulary unigram:50 together: the backbone would not be the base") as error:
+        compress("train", folder / "data", "--base", folder / "teacher", *prefix, *SMALL, "--out", folder / "x")
+    assert error.value.hint.startswith("Change the base's vocabulary first")
 
 
 def test_a_base_with_weights_is_moved_to_it(folder):
