@@ -24,7 +24,7 @@ import numpy as np
 from compress.statistics import noise_floor, speedup, verdict
 from model.errors import AlambicError, EnvironmentProblem
 from serve.machine import machine_facts
-from serve.timing import Worker, start_worker
+from serve.timing import Worker, start_worker, unpacked
 
 HERE = Path(__file__).parent / "gpu"
 MODELS = HERE / "models"
@@ -143,7 +143,7 @@ def measure_model(
                     seconds.setdefault(name, {}).setdefault(shape, []).append(reply["model"])
                     device.setdefault(name, {})[shape] = reply["device"]
         answers = {
-            name: np.asarray(worker.ask("scores", texts=texts["text"], pairs=None, batch=32)["logits"])
+            name: unpacked(worker.ask("scores", texts=texts["text"], pairs=None, batch=32)["logits"])
             for name, worker in workers.items()
             if name != "twin"
         }

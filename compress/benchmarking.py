@@ -13,15 +13,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compress.bands import latency_bands
 from compress.disagreements import disagreements
-from compress.statistics import Floats, bootstrap, mcnemar, mean, median, noise_floor, quality, quantile, speedup, verdict
+from compress.quality import comparison, quality, retrieval
+from compress.statistics import Floats, bootstrap, median, noise_floor, quantile, speedup, verdict
 from compress.sweep import sweep
+from compress.tasks import TASKS
 from compress.ways import Way
 from model.errors import AlambicError, ConfigError, EnvironmentProblem
 from serve.machine import usable_cores
-from serve.timing import Worker, start_worker
+from serve.timing import Worker, start_worker, unpacked
 
 Progress = Callable[[int, int, str], None]
 
@@ -58,7 +61,7 @@ class Samples:
 
     @property
     def rounds(self) -> Floats:
-        """Text → label, [rounds, texts]."""
+        """Text → answer, [rounds, texts]."""
         return np.asarray(self.answer)
 
 
@@ -69,7 +72,7 @@ def silent(done: int, total: int, text: str) -> None:
 def benchmark(
     ways: Sequence[Way],
     texts: Sequence[str],
-    labels: Sequence[int],
+    truth: Any,
     names: Sequence[str],
     pairs: Sequence[str] | None = None,
     plan: Plan | None = None,
@@ -77,19 +80,23 @@ def benchmark(
     progress: Progress = silent,
     start: Callable[..., Worker] = start_worker,
     clock: Callable[[], float] = time.monotonic,
+    task: str = "classification",
 ) -> dict[str, Any]:
     """`protocol`, `models`, `comparisons`, `failed` and `disagreements` (of the first baseline and the last way), as in a report.
 
-    `labels` are class numbers [n] into `names`. `baselines` are names of ways (default: the first); every other way is compared with each.
+    `truth` is what `compress.tasks` compares outputs of `task` with (class numbers [n] into `names`, say), `names` are its labels. A model
+    that takes the texts of a pair apart is timed on the first of them.
+    `baselines` are names of ways (default: the first); every other way is compared with each.
     A seeded choice of `texts` is timed, quality is over all of them. Raises ConfigError for ways or data that cannot be compared, and
     what `serve.timing` raises for a way that does not run; one that `may_fail` stands in `failed` instead, with the reason.
     """
     plan = plan or Plan()
     baselines = tuple(baselines) or (ways[0].name,)
-    _check(ways, texts, labels, plan, baselines)
+    _check(ways, texts, truth, plan, baselines)
+    truth = np.asarray(truth) if isinstance(truth[0], (int, float)) else truth
     chosen = np.sort(np.random.default_rng(plan.seed).permutation(len(texts))[: plan.texts])
     timed = [texts[number] for number in chosen]
-    timed_pairs = None if pairs is None else [pairs[number] for number in chosen]
+    timed_pairs = None if pairs is None or TASKS[task].apart else [pairs[number] for number in chosen]
     steps = _Steps(progress, 1 + (4 + bool(plan.sweep)) * len(ways) + (1 + len(ways)) * plan.rounds)
     failed: list[dict[str, str]] = []
 
@@ -127,7 +134,7 @@ def benchmark(
                 failed.append({"name": way.name, "reason": f"{error.message} {error.hint}".strip()})
                 steps.total -= 3 + bool(plan.sweep) + plan.rounds
         ways = [way for way in ways if way.name in workers]
-        columns = {way.name: _columns(way.name, workers[way.name].labels, names) for way in ways}
+        orders = {way.name: _order(way.name, workers[way.name].labels, names) for way in ways}
         costs = {}
         for name, worker in workers.items():
             steps.next(f"warming {name}")
@@ -144,7 +151,8 @@ def benchmark(
         for name, worker in workers.items():
             steps.next(f"throughput of {name}")
             throughput[name] = worker.ask("throughput", batch=plan.batch)["texts_per_second"]
-        predicted, certain = _predictions(workers, costs, columns, list(texts), None if pairs is None else list(pairs), plan, steps)
+        asked = _Questions(task, list(texts), None if pairs is None else list(pairs), truth, plan)
+        outputs = _outputs(workers, costs, orders, asked, steps)
         cold = {name: worker.cold_start_ms for name, worker in workers.items()}
     sweeps = {}
     for way in ways if plan.sweep else ():
@@ -160,7 +168,7 @@ def benchmark(
             "provider": way.provider,
             "precision": way.precision,
             "mode": way.mode,
-            "quality": quality(predicted[way.name], labels, names, plan.seed),
+            "quality": {**quality(task, outputs[way.name][0], truth, names, plan.seed), **outputs[way.name][1]},
             "latency_ms": _latency(samples[way.name], device[way.name], plan.seed),
             "throughput": {"batch": plan.batch, "texts_per_second": throughput[way.name]},
             **({"throughput_sweep": sweeps[way.name]} if sweeps else {}),
@@ -175,7 +183,12 @@ def benchmark(
         for way in ways
     ]
     comparisons = [
-        _compare(baseline, way.name, samples, predicted, np.asarray(labels), floor, plan.seed)
+        {
+            "baseline": baseline,
+            "model": way.name,
+            **_faster(samples[baseline], samples[way.name], floor, plan.seed),
+            **comparison(task, outputs[baseline][0], outputs[way.name][0], truth, names, plan.seed),
+        }
         for number, baseline in enumerate(baselines)
         for way in ways
         if way.name not in baselines[: number + 1]  # two baselines are compared once
@@ -184,7 +197,7 @@ def benchmark(
     if lengths is not None:
         protocol["lengths"] = lengths
     first, last = baselines[0], ways[-1].name
-    apart = disagreements(texts, labels, names, predicted[first], predicted[last], certain[last])
+    apart = disagreements(task, texts, pairs, truth, names, outputs[first][0], outputs[last][0])
     return {"protocol": protocol, "models": models, "comparisons": comparisons, "failed": failed, "disagreements": apart}
 
 
@@ -201,7 +214,7 @@ class _Steps:
         self.done += 1
 
 
-def _check(ways: Sequence[Way], texts: Sequence[str], labels: Sequence[int], plan: Plan, baselines: Iterable[str]) -> None:
+def _check(ways: Sequence[Way], texts: Sequence[str], truth: Any, plan: Plan, baselines: Iterable[str]) -> None:
     names = [way.name for way in ways]
     if len(set(names)) < len(names):
         raise ConfigError(f"Two ways have one name: {', '.join(names)}.", "Give each way its own name.")
@@ -209,18 +222,18 @@ def _check(ways: Sequence[Way], texts: Sequence[str], labels: Sequence[int], pla
         raise ConfigError(f"There is no way {unknown[0]!r} to compare with.", f"Name one of these as the baseline: {', '.join(names)}.")
     if plan.rounds < 3:
         raise ConfigError(f"{plan.rounds} rounds were asked for, but an interval needs at least 3.", "Ask for 3 rounds or more.")
-    if len(texts) != len(labels) or not texts:
-        raise ConfigError(f"There are {len(texts)} texts and {len(labels)} labels.", "Give one label a text, and at least one text.")
+    if len(texts) != len(truth) or not texts:
+        raise ConfigError(f"There are {len(texts)} texts and {len(truth)} labels.", "Give one label a text, and at least one text.")
 
 
-def _columns(name: str, labels: Sequence[str], names: Sequence[str]) -> list[int]:
-    """For each of the model's labels its number in the data's `names`; raises ConfigError if they are other labels."""
+def _order(name: str, labels: Sequence[str], names: Sequence[str]) -> list[int]:
+    """For each of the data's `names` its number among the model's labels; raises ConfigError if they are other labels."""
     if sorted(labels) != sorted(names):
         raise ConfigError(
             f"{name} knows the labels {', '.join(labels)}, but the data has {', '.join(names)}.",
             "Measure it on the data that it was trained for.",
         )
-    return [list(names).index(label) for label in labels]
+    return [list(labels).index(label) for label in names]
 
 
 def _rounds(
@@ -249,27 +262,42 @@ def _narrow(samples: dict[str, Samples], baselines: Sequence[str], plan: Plan) -
     return True
 
 
-def _predictions(
-    workers: dict[str, Worker],
-    costs: dict[str, float],
-    columns: dict[str, list[int]],
-    texts: list[str],
-    pairs: list[str] | None,
-    plan: Plan,
-    steps: _Steps,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Class numbers [n] of every way, and how probable it holds them [n]. Nothing is timed here: the processes share the cores."""
+@dataclass(frozen=True)
+class _Questions:
+    """What every way is asked for its quality."""
 
-    def predict(name: str) -> tuple[Any, Any]:
+    task: str
+    texts: list[str]
+    pairs: list[str] | None
+    truth: Any
+    plan: Plan
+
+    def ask(self, worker: Worker, order: Sequence[int]) -> tuple[NDArray[Any], dict[str, float]]:
+        """Outputs as `compress.tasks` has them, in the order of the data's labels; of embedded pairs how they are found, too."""
+
+        def scores(texts: list[str], pairs: list[str] | None) -> NDArray[Any]:
+            return unpacked(worker.ask("scores", texts=texts, pairs=pairs, batch=self.plan.batch)["logits"])
+
+        if TASKS[self.task].apart and self.pairs is not None:
+            first, second = (scores(side, None) for side in (self.texts, self.pairs))
+            cosines: NDArray[Any] = (first * second).sum(axis=1, keepdims=True)
+            return cosines, retrieval(first, second, self.texts, self.pairs, self.truth)
+        found = scores(self.texts, self.pairs)
+        return found[..., list(order)] if order else found, {}
+
+
+def _outputs(
+    workers: dict[str, Worker], costs: dict[str, float], orders: dict[str, list[int]], asked: _Questions, steps: _Steps
+) -> dict[str, tuple[NDArray[Any], dict[str, float]]]:
+    """What every way gives. Nothing is timed here: the processes share the cores."""
+
+    def ask(name: str) -> tuple[NDArray[Any], dict[str, float]]:
         steps.next(f"quality of {name}")
-        logits = np.asarray(workers[name].ask("scores", texts=texts, pairs=pairs, batch=plan.batch)["logits"])
-        likeliest = np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
-        return np.asarray(columns[name])[logits.argmax(axis=1)], 1 / likeliest
+        return asked.ask(workers[name], orders[name])
 
     slowest_first = sorted(workers, key=lambda name: -costs[name])
-    with ThreadPoolExecutor(max(1, usable_cores() // plan.threads)) as pool:
-        found = dict(zip(slowest_first, pool.map(predict, slowest_first), strict=True))
-    return {name: predicted for name, (predicted, _) in found.items()}, {name: certain for name, (_, certain) in found.items()}
+    with ThreadPoolExecutor(max(1, usable_cores() // asked.plan.threads)) as pool:
+        return dict(zip(slowest_first, pool.map(ask, slowest_first), strict=True))
 
 
 def _latency(samples: Samples, device: list[float] | None, seed: int) -> dict[str, Any]:
@@ -287,23 +315,9 @@ def _latency(samples: Samples, device: list[float] | None, seed: int) -> dict[st
     }
 
 
-def _compare(
-    baseline: str, model: str, samples: dict[str, Samples], predicted: dict[str, Any], truth: Any, floor: float | None, seed: int
-) -> dict[str, Any]:
-    ratio, interval = speedup(samples[baseline].rounds, samples[model].rounds, seed)
-    right, rival = predicted[baseline] == truth, predicted[model] == truth
-    drop = (right.astype(float) - rival.astype(float)) * 100  # points a text
-    return {
-        "baseline": baseline,
-        "model": model,
-        "speedup": ratio,
-        "speedup_interval": interval,
-        "accuracy_drop_points": float(drop.mean()),
-        "drop_interval": bootstrap(mean, drop, seed=seed),
-        "mcnemar_p": mcnemar(right, rival),
-        "agreement": float((predicted[baseline] == predicted[model]).mean()),
-        "verdict": verdict(ratio, interval, floor),
-    }
+def _faster(baseline: Samples, model: Samples, floor: float | None, seed: int) -> dict[str, Any]:
+    ratio, interval = speedup(baseline.rounds, model.rounds, seed)
+    return {"speedup": ratio, "speedup_interval": interval, "verdict": verdict(ratio, interval, floor)}
 
 
 def _protocol(

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from compress.report_tables import CORRELATIONS, score
+from compress.report_tables import is_share, score
 from compress.units import milliseconds, significant, size
 
 INK, MUTED, LINE, ACCENT, OTHER, PAPER = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
@@ -90,7 +90,7 @@ def pareto(axes: Axes, models: Sequence[Model]) -> None:
     A narrow picture has the models' numbers, from 1, in place of their names: the page has to say whose they are.
     """
     name = score(models[0])[0]
-    scale = 1 if name in CORRELATIONS else 100
+    scale = 100 if is_share(models[0]) else 1
     latency = [model["latency_ms"]["median"] for model in models]
     accuracy = [score(model)[1] * scale for model in models]
     intervals = [score(model)[2] or [score(model)[1]] * 2 for model in models]
@@ -112,7 +112,7 @@ def pareto(axes: Axes, models: Sequence[Model]) -> None:
     axes.set_ylim(lowest - spare, highest + spare)
     axes.set_xscale("log")
     _ticks(axes, float)
-    axes.set_xlabel("median latency, text → label (log scale; left is faster)")
+    axes.set_xlabel("median latency, text → answer (log scale; left is faster)")
     axes.set_ylabel(name if scale == 1 else f"{name}, %")
     axes.grid(axis="y")
     narrow = _width(axes) < NARROW
@@ -209,10 +209,26 @@ def distribution(axes: Axes, models: Sequence[Model]) -> None:
     axes.set_ylim(len(models) - 0.4, -0.7)  # the first row on top
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("latency of one text, text → label (log scale)")
+    axes.set_xlabel("latency of one text, text → answer (log scale)")
     axes.grid(axis="x")
     axes.set_xlim(low, high)
     _ticks(axes, np.log10)
+
+
+def scatter(axes: Axes, models: Sequence[Model]) -> None:
+    """Answers against the truth, a mark a text: rings for the first model, dots for the last; the line is where the two are equal."""
+    shown = [models[0], *models[1:][-1:]]
+    for number, model in enumerate(shown):
+        truth, answers = np.transpose(model["quality"]["points"])
+        last = number == len(shown) - 1
+        face, edge = (ACCENT, "none") if last else ("none", OTHER)
+        axes.scatter(truth, answers, s=16 if last else 26, facecolor=face, edgecolor=edge, linewidth=0.8, alpha=0.6)
+    if all("errors" in model["quality"] for model in shown):  # cosines are on another scale than scores
+        truth = np.concatenate([np.transpose(model["quality"]["points"])[0] for model in shown])
+        axes.plot([truth.min(), truth.max()], [truth.min(), truth.max()], color=LINE, linewidth=1.2, zorder=0)
+    axes.set_xlabel("score in the data")
+    axes.set_ylabel("answer")
+    axes.grid(axis="y")
 
 
 def bands(axes: Axes, models: Sequence[Model]) -> None:

@@ -9,12 +9,15 @@ and the ratio lies beyond both noise floors. Torch-free.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from compress.report_tables import metric_text, metric_words
 from compress.statistics import LEAST, Interval
+from compress.tasks import first_score
 from compress.units import factor, milliseconds, percent, size
 from model.errors import ArtifactError, ConfigError, GateError
 
@@ -25,24 +28,29 @@ NOISY = 0.1
 
 
 class Change(BaseModel):
-    """One figure of one model in both reports; `ratio` is new over old, `interval` that of the ratio or of the difference in points."""
+    """One figure of one model in both reports; `ratio` is new over old, `interval` that of the ratio or of the difference.
+
+    The first metric of a task is `accuracy` where it is that, else `score`, with its name in `metric`.
+    """
 
     model_config = ConfigDict(frozen=True)
     model: str
-    figure: Literal["latency", "speed-up", "accuracy", "size"]
+    figure: Literal["latency", "speed-up", "accuracy", "score", "size"]
     old: float
     new: float
     ratio: float
     interval: Interval | None
     verdict: Verdict
+    metric: str | None = None
 
     def line(self) -> str:
         """For a person."""
-        written: dict[str, Callable[[float], str]] = {"latency": milliseconds, "speed-up": factor, "accuracy": percent, "size": size}
-        shown = written[self.figure]
+        written: dict[str, Callable[[float], str]] = {"latency": milliseconds, "speed-up": factor, "size": size}
+        shown = partial(metric_text, self.metric) if self.metric else written[self.figure]
         between = "" if self.interval is None else f" ({self.interval[0]:.3f} to {self.interval[1]:.3f})"
-        by = f"{(self.new - self.old) * 100:+.1f} points" if self.figure == "accuracy" else f"×{self.ratio:.3f}"
-        return f"{self.model}, {self.figure}: {shown(self.old)} → {shown(self.new)}, {by}{between}: {self.verdict}"
+        by = f"{(self.new - self.old) * 100:+.1f} points" if self.metric else f"×{self.ratio:.3f}"
+        name = metric_words(self.metric) if self.metric else self.figure
+        return f"{self.model}, {name}: {shown(self.old)} → {shown(self.new)}, {by}{between}: {self.verdict}"
 
 
 class Comparison(BaseModel):
@@ -80,11 +88,17 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def compare_reports(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
-    """Every model that both reports have, by name; raises ConfigError if they have none in common or were measured on other data."""
+    """Every model that both reports have, by name.
+
+    Raises ConfigError if they have none in common, or are about other data or another task.
+    """
     if old["data"]["digest"] != new["data"]["digest"]:
         raise ConfigError(
             f"The reports are about different data: {old['data']['name']} and {new['data']['name']}.", "Measure both on the same data."
         )
+    tasks = [report.get("task", "classification") for report in (old, new)]
+    if tasks[0] != tasks[1]:
+        raise ConfigError(f"The reports are about different tasks: {tasks[0]} and {tasks[1]}.", "Compare reports of one task.")
     before, after = ({model["name"]: model for model in report["models"]} for report in (old, new))
     shared = [name for name in before if name in after]
     if not shared:
@@ -125,8 +139,9 @@ def gate(comparison: Comparison) -> None:
 
 def _of_model(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
     """What does not depend on the machine."""
-    if "accuracy" in old["quality"] and "accuracy" in new["quality"]:
-        yield _accuracy(name, old["quality"], new["quality"])
+    first = [first_score(one["quality"]) for one in (old, new)]
+    if first[0] and first[1] and first[0][0] == first[1][0]:
+        yield _score(name, first[0][0], old["quality"], new["quality"])
     ratio = new["bytes"] / old["bytes"]
     verdict: Verdict = "no clear change" if abs(ratio - 1) <= SAME_SIZE else "worse" if ratio > 1 else "better"
     yield Change(model=name, figure="size", old=old["bytes"], new=new["bytes"], ratio=ratio, interval=None, verdict=verdict)
@@ -152,18 +167,22 @@ def _times(
     return Change(model=name, figure=figure, old=old[0], new=new[0], ratio=ratio, interval=interval, verdict=verdict)
 
 
-def _accuracy(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Change:
-    """The difference of two accuracies on the same texts, as if they were independent: wider than the truth, so careful."""
-    difference = new["accuracy"] - old["accuracy"]
+def _score(name: str, metric: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Change:
+    """The difference of two scores on the same texts, as if they were independent: wider than the truth, so careful."""
+    difference = new[metric] - old[metric]
     interval: Interval | None = None
     verdict: Verdict = "no clear change"
-    if old["accuracy_interval"] and new["accuracy_interval"]:
-        halves = [(one["accuracy_interval"][1] - one["accuracy_interval"][0]) / 2 for one in (old, new)]
+    bounds = [one.get(f"{metric}_interval") for one in (old, new)]
+    if bounds[0] and bounds[1]:
+        halves = [(high - low) / 2 for low, high in bounds]
         interval = (difference - math.hypot(*halves), difference + math.hypot(*halves))
         if not interval[0] <= 0 <= interval[1]:
             verdict = "better" if difference > 0 else "worse"
-    ratio = new["accuracy"] / old["accuracy"] if old["accuracy"] else math.inf
-    return Change(model=name, figure="accuracy", old=old["accuracy"], new=new["accuracy"], ratio=ratio, interval=interval, verdict=verdict)
+    ratio = new[metric] / old[metric] if old[metric] else math.inf
+    figure: Literal["accuracy", "score"] = "accuracy" if metric == "accuracy" else "score"
+    return Change(
+        model=name, figure=figure, old=old[metric], new=new[metric], ratio=ratio, interval=interval, verdict=verdict, metric=metric
+    )
 
 
 def _relative(interval: Sequence[float] | None) -> float | None:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from compress.report_tables import (
+    PER,
     band_rows,
     bounds,
     class_rows,
     comparison_rows,
     cost_rows,
+    drop,
+    error_rows,
     model_rows,
     peer_sentence,
     points,
@@ -23,6 +26,7 @@ from compress.report_tables import (
     stage_rows,
     sweep_rows,
 )
+from compress.tasks import TASKS
 from compress.units import factor, milliseconds, percent, size
 from model.errors import require
 from serve.machine import machine_facts
@@ -53,7 +57,7 @@ def build_report(
 
     `measured` comes from `compress.benchmarking.benchmark`; `data` is {"name", "digest", "test_texts"[, "synthetic"]}; `facts` gives for
     each way's name {"digest", "bytes"[, "parameters", "integer_linears"]}; `final` is the way that the headline is about (default: the
-    last); `stages` are rows {"stage", "name", "digest", "accuracy", "bytes", "seconds"[, "parameters", "latency_ms"]} in order, and
+    last); `stages` are rows {"stage", "name", "digest", "accuracy" or "score", "bytes", "seconds"[, "parameters", "latency_ms"]}, and
     `lineage` is the artifacts {"name", "stage", "digest", "parents": {role: digest or name}}, each after its parents.
     `failed` is what could not be measured, {"name", "reason"}; `price_per_hour` is what the machine costs, in the user's currency.
     Without `examples` no text of the data is in the report.
@@ -61,6 +65,7 @@ def build_report(
     report = {
         "format": FORMAT,
         "task": task,
+        **({"score": {"name": TASKS[task].score, "agreement": TASKS[task].same}} if task in TASKS else {}),
         "final": final or measured["models"][-1]["name"],
         "data": data,
         "machine": machine or machine_facts(),
@@ -91,7 +96,7 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def highlights(report: Report) -> list[dict[str, str]]:
-    """What matters, as a `figure` and the `text` that goes on from it: speed, accuracy, size of the final model."""
+    """What matters, as a `figure` and the `text` that goes on from it: speed, score, size of the final model."""
     final = _model(report, report["final"])
     pairs = [(one, _model(report, one["baseline"])) for one in report["comparisons"] if one["model"] == final["name"]]
     name, value, bytes_ = score(final)[0], score_text(final), size(final["bytes"])
@@ -108,20 +113,21 @@ def highlights(report: Report) -> list[dict[str, str]]:
     words = {"faster": f"faster than {baseline['name']}", "slower": f"slower than {baseline['name']}"}
     verdict = words.get(first["verdict"], f"the speed of {baseline['name']}: no clear difference")
     speeds = "".join(f"; {factor(one['speedup'])} {model['name']}" for one, model in others)
-    drop, ratio = first["accuracy_drop_points"], baseline["bytes"] / final["bytes"]
-    within = first["drop_interval"]
-    change = points([-end for end in reversed(within)] if within and drop <= 0 else within)
-    lost = f"{abs(drop):.1f} points {'less' if drop > 0 else 'more'} than {baseline['name']}{change}"
+    ratio, (lost, within) = baseline["bytes"] / final["bytes"], drop(first)
+    change = ""
+    if lost is not None:
+        between = points([-end for end in reversed(within)] if within and lost <= 0 else within)
+        change = f", {abs(lost):.1f} points {'less' if lost > 0 else 'more'} than {baseline['name']}{between}"
     against = f"{factor(ratio)} smaller" if ratio >= 1 else f"{factor(1 / ratio)} larger"
     return [
         {"figure": factor(speed), "text": f"{verdict}{bounds(interval)}{speeds}"},
-        {"figure": value, "text": f"{name}, {lost}"},
+        {"figure": value, "text": f"{name}{change}"},
         {"figure": bytes_, "text": f"on disk, {against} than {baseline['name']} ({size(baseline['bytes'])})"},
     ]
 
 
 def headline(report: Report) -> list[str]:
-    """The three lines that matter: speed-up, accuracy, size."""
+    """The three lines that matter: speed-up, score, size."""
     return [f"{line['figure']} {line['text']}" for line in highlights(report)]
 
 
@@ -137,6 +143,7 @@ def write_markdown(report: Report) -> str:
         _markdown_table(sweep_rows(report)),
         _markdown_table(cost_rows(report)),
         _markdown_table(stage_rows(report)),
+        _markdown_table(error_rows(report)),
         "\n".join(f"- not measured: {one['name']}: {one['reason']}" for one in report.get("failed", ())),
         f"{data['name']}, {data['test_texts']:,} test texts; {sentence(report)}",
         *(f"Note: {note}" for note in protocol.get("notes", ())),
@@ -182,6 +189,7 @@ def write_html(report: Report, path: Path) -> None:
     models = report["models"]
     banded = [model for model in models if len(model.get("bands", ())) > 1]  # one point is no line
     swept = [model for model in models if len({one["batch"] for one in model.get("throughput_sweep", ())}) > 1]
+    scattered = [model for model in models if model["quality"].get("points")]
     rows = 0.7 + 0.7 * len(models)  # inches
 
     def picture(kind: charts.Picture, of: Sequence[Report], label: str, height: float, narrow: float | None = None) -> list[str]:
@@ -195,6 +203,8 @@ def write_html(report: Report, path: Path) -> None:
         report=report,
         final=_model(report, report["final"]),
         score=score(models[0])[0],
+        per=PER.get(report["task"], "class"),
+        errors=error_rows(report),
         highlights=highlights(report),
         sentence=sentence(report),
         models=model_rows(report),
@@ -211,6 +221,7 @@ def write_html(report: Report, path: Path) -> None:
         pareto=picture(charts.pareto, models, "Quality against latency", 5, 4.6),
         distribution=picture(charts.distribution, models, "Latency samples", rows),
         banded=picture(charts.bands, banded, "Latency against length", 4.6),
+        scattered=picture(charts.scatter, scattered, "Answers against the truth", 4.6, 4.2),
         swept=picture(charts.sweep, swept, "Texts a second against the batch", 4.2),
     )
     path.write_text(page, encoding="utf-8")

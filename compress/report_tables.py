@@ -5,26 +5,55 @@ from typing import Any
 
 import numpy as np
 
-from compress.tasks import first_score
+from compress.tasks import TASKS, first_score
 from compress.units import factor, milliseconds, percent, significant, size
 
 Report = Mapping[str, Any]
 Model = Mapping[str, Any]
 Row = dict[str, str]
 
-CORRELATIONS = ("spearman", "pearson")
+NUMBERS = ("spearman", "pearson", "rmse", "mcc", "mrr")  # metrics that are not shares
+WORDS = {
+    "mcc": "MCC",
+    "mrr": "MRR",
+    "rmse": "RMSE",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+    "recall_at_1": "recall@1",
+}
+PER = {"multilabel": "label", "tagging": "type of entity"}  # what `per_class` is about; else a class
 
 
 def score(model: Model) -> tuple[str, float, Sequence[float] | None]:
-    """The metric that stands for a model: its name in words, its value, its interval."""
-    name, value = first_score(model["quality"]) or ("accuracy", 0.0)
-    return _words(name), value, model["quality"].get(f"{name}_interval")
+    """The metric that stands for a model: its name in words, its value (0 where it is not defined), its interval."""
+    name = _metric(model)
+    return metric_words(name), model["quality"].get(name) or 0.0, model["quality"].get(f"{name}_interval")
 
 
 def score_text(model: Model) -> str:
     """The value of `score`: shares in percent, correlations as they are."""
-    name, value, _ = score(model)
-    return f"{value:.3f}" if name in CORRELATIONS else percent(value)
+    name = _metric(model)
+    return metric_text(name, model["quality"].get(name))
+
+
+def is_share(model: Model) -> bool:
+    """Whether the score of `score` is written in percent."""
+    return _metric(model) not in NUMBERS
+
+
+def metric_text(name: str, value: float | None) -> str:
+    """The value of a metric: 81.2 %, 0.812."""
+    return "undefined" if value is None else f"{value:.3f}" if name in NUMBERS else percent(value)
+
+
+def metric_words(name: str) -> str:
+    """The name of a metric: macro F1, MCC."""
+    return WORDS.get(name, name.replace("_", " ").replace("f1", "F1"))
+
+
+def _metric(model: Model) -> str:
+    known = first_score(model["quality"])
+    return known[0] if known else next((task.score for task in TASKS.values() if task.score in model["quality"]), "accuracy")
 
 
 def model_rows(report: Report) -> list[Row]:
@@ -32,19 +61,16 @@ def model_rows(report: Report) -> list[Row]:
     rows, peers = [], any(model.get("peer") for model in report["models"])
     for model in report["models"]:
         latency, quality, linears = model["latency_ms"], model["quality"], model.get("integer_linears")
-        name, _, interval = score(model)
-        others = {
-            _words(other): value
-            for other, value in quality.items()
-            if isinstance(value, float) and _words(other) != name and not other.endswith("_interval")
-        }
+        first, (name, _, interval) = _metric(model), score(model)
+        others = {metric_words(other): metric_text(other, value) for other, value in quality.items() if isinstance(value, float)}
+        others = {other: text for other, text in others.items() if other not in (name, "score")}
         rows.append(
             {
                 "model": model["name"],
                 "runs as": f"{model['engine']} {model['precision']}, {model['provider']}, {model['mode']}",
                 "made by": ("another tool" if model.get("peer") else "alambic") if peers else "",
-                name: f"{score_text(model)}{shares(interval) if name not in CORRELATIONS else bounds(interval)}",
-                **{other: f"{value:.3f}" if other in (*CORRELATIONS, "rmse", "MCC") else percent(value) for other, value in others.items()},
+                name: f"{score_text(model)}{bounds(interval) if first in NUMBERS else shares(interval)}",
+                **others,
                 "median": f"{milliseconds(latency['median'])}{bounds(latency['interval'])}",
                 "p95": milliseconds(latency["p95"]) if "p95" in latency else "",
                 "p99": milliseconds(latency["p99"]) if "p99" in latency else "",
@@ -71,26 +97,39 @@ def comparison_rows(report: Report) -> list[Row]:
             "against": one["baseline"],
             "speed-up": f"{factor(one['speedup'])}{bounds(one['speedup_interval'])}",
             "verdict": one["verdict"],
-            lost: f"{tenth(one['accuracy_drop_points'])}{points(one['drop_interval'])}",
+            lost: "" if drop(one)[0] is None else f"{tenth(drop(one)[0])}{points(drop(one)[1])}",
             "McNemar p": _probability(one.get("mcnemar_p")),
-            "same answer": percent(one["agreement"]) if one.get("agreement") is not None else "",
+            **_agreement(report, one),
         }
         for one in report["comparisons"]
     ]
 
 
+def drop(comparison: Mapping[str, Any]) -> tuple[Any, Sequence[float] | None]:
+    """Points that the model lost, None where a score is not defined, with their interval; reports of old have them of accuracy alone."""
+    if "score_drop_points" in comparison:
+        return comparison["score_drop_points"], comparison["score_drop_interval"]
+    return comparison["accuracy_drop_points"], comparison["drop_interval"]
+
+
+def _agreement(report: Report, comparison: Mapping[str, Any]) -> Row:
+    value, same = comparison.get("agreement"), report.get("score", {}).get("agreement", "same answer")
+    return {same: "" if value is None else f"{value:.3f}" if same == "rank correlation" else percent(value)}
+
+
 def stage_rows(report: Report) -> list[Row]:
-    """What each stage did to accuracy, latency and size."""
+    """What each stage did to the score, latency and size."""
     rows, before = [], None
+    metric = report.get("score", {}).get("name", "accuracy")
     for stage in report["stages"]:
-        accuracy = stage.get("accuracy")
-        change = "" if accuracy is None or before is None else f" ({(accuracy - before) * 100:+.1f})"
-        before = before if accuracy is None else accuracy
+        value = stage.get("score", stage.get("accuracy"))
+        change = "" if value is None or before is None else f" ({(value - before) * 100:+.1f})"
+        before = before if value is None else value
         rows.append(
             {
                 "stage": stage["stage"],
                 "artifact": stage.get("name", ""),
-                "accuracy": "" if accuracy is None else f"{percent(accuracy)}{change}",
+                metric_words(metric): "" if value is None else f"{metric_text(metric, value)}{change}",
                 "latency": milliseconds(stage["latency_ms"]) if stage.get("latency_ms") else "",
                 "parameters": f"{significant(stage['parameters'] / 1e6)} M" if stage.get("parameters") else "",
                 "size": size(stage["bytes"]),
@@ -106,6 +145,15 @@ def class_rows(report: Report) -> list[dict[str, Any]]:
     classes = [model["quality"].get("per_class") or [] for model in report["models"]]
     return [
         {"label": row[0]["label"], "support": row[0]["support"], "f1": [one["f1"] for one in row]} for row in zip(*classes, strict=False)
+    ]
+
+
+def error_rows(report: Report) -> list[Row]:
+    """How far the answers are from the truth, a row a model; nothing for a task whose answers are no numbers."""
+    return [
+        {"model": model["name"]} | {f"{percent(one['share'], 0)} of texts within": significant(one["error"]) for one in errors}
+        for model in report["models"]
+        if (errors := model["quality"].get("errors"))
     ]
 
 
@@ -212,10 +260,6 @@ def tenth(value: float) -> str:
 def _at_least(one: Model, other: Model) -> bool:
     """Whether `one` is at least as fast and as good as `other`."""
     return one["latency_ms"]["median"] <= other["latency_ms"]["median"] and score(one)[1] >= score(other)[1]
-
-
-def _words(name: str) -> str:
-    return {"mcc": "MCC"}.get(name, name.replace("_", " ").replace("f1", "F1"))
 
 
 def _probability(value: float | None) -> str:

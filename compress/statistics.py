@@ -97,35 +97,18 @@ def mcnemar(one: ArrayLike, other: ArrayLike) -> float:
     return min(1.0, p)
 
 
-def per_class(predicted: ArrayLike, truth: ArrayLike, names: Sequence[str]) -> list[dict[str, Any]]:
+def class_table(names: Sequence[str], hits: Sequence[int], guessed: Sequence[int], there: Sequence[int]) -> list[dict[str, Any]]:
     """Precision, recall, F1 and support of every class; None where a class was neither there nor predicted.
 
-    `predicted` and `truth` are class numbers [n] into `names`.
+    For each of `names`: how often it was predicted rightly, predicted, and there.
     """
-    guess, real = np.asarray(predicted), np.asarray(truth)
-    rows = []
-    for number, name in enumerate(names):
-        hits = int(((guess == number) & (real == number)).sum())
-        guessed, there = int((guess == number).sum()), int((real == number).sum())
-        rows.append(
-            {
-                "label": name,
-                "precision": hits / guessed if guessed else None,
-                "recall": hits / there if there else None,
-                "f1": 2 * hits / (guessed + there) if guessed + there else None,
-                "support": there,
-            }
-        )
-    return rows
-
-
-def quality(predicted: ArrayLike, truth: ArrayLike, names: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """`accuracy` with its interval over texts, `macro_f1` over the classes that occur, `per_class`."""
-    right = (np.asarray(predicted) == np.asarray(truth)).astype(np.float64)
-    classes = per_class(predicted, truth, names)
-    return {
-        "accuracy": float(right.mean()),
-        "accuracy_interval": bootstrap(mean, right, seed=seed),
-        "macro_f1": float(np.mean([row["f1"] for row in classes if row["f1"] is not None])),
-        "per_class": classes,
-    }
+    return [
+        {
+            "label": name,
+            "precision": hit / guess if guess else None,
+            "recall": hit / real if real else None,
+            "f1": 2 * hit / (guess + real) if guess + real else None,
+            "support": real,
+        }
+        for name, hit, guess, real in zip(names, hits, guessed, there, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""The table of tasks: head, data, metrics. Losses are in `compress.losses`, decoding is in `serve.tasks`.
+"""The table of tasks: head, data, metrics, answers. Losses are in `compress.losses`, decoding is in `serve.tasks`.
 
 What a model gives (`outputs`) and the truth, by task (n texts, L labels):
 
@@ -16,6 +16,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.answers import (
+    Answers,
+    class_answers,
+    class_details,
+    entity_counts,
+    entity_details,
+    entity_words,
+    error_details,
+    label_answers,
+    label_counts,
+    label_details,
+    overlap,
+    places,
+    plain,
+    point_details,
+    rank_correlation,
+    right_or_wrong,
+    share,
+    tag_answers,
+)
+from compress.statistics import Floats
 from model import config
 from model.errors import DataError
 from model.slots import Slot
@@ -28,14 +49,14 @@ Metrics = dict[str, Any]
 
 
 def classification_metrics(logits: NDArray[Any], truth: NDArray[Any], labels: Sequence[str] = ()) -> Metrics:
-    """`accuracy`, `macro_f1`, and `f1`, a list by class.
+    """`accuracy`, `macro_f1`, `mcc` (Matthews' correlation for several classes: Gorodkin 2004), and `f1`, a list by class.
 
     A class that neither occurs nor is predicted has no F1: its place holds None, and the mean leaves it out.
     """
     predicted = logits.argmax(axis=1)
     classes = np.arange(logits.shape[1])
     f1 = _f1(predicted[:, None] == classes, truth[:, None] == classes)
-    return {"accuracy": float(np.mean(predicted == truth)), "macro_f1": _mean(f1), "f1": f1}
+    return {"accuracy": float(np.mean(predicted == truth)), "macro_f1": _mean(f1), "mcc": _matthews(predicted, truth), "f1": f1}
 
 
 def multilabel_metrics(logits: NDArray[Any], truth: NDArray[Any], labels: Sequence[str] = ()) -> Metrics:
@@ -91,22 +112,93 @@ def tagging_metrics(logits: NDArray[Any], truth: Sequence[Sequence[int]], labels
     }
 
 
+def no_details(outputs: NDArray[Any], truth: Any, labels: Sequence[str]) -> dict[str, Any]:
+    """A task whose metrics say all."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Task:
-    """What a task is made of: its head's configuration, the task of the data that it learns from, its metrics and the first among them."""
+    """What a task is made of: its head's configuration, the task of the data that it learns from, its metrics and the first among them.
+
+    What a benchmark asks besides, each with a default that suits any metrics; functions take outputs, truth and labels:
+    `counts` gives numbers [n, k] of each text, of which `total` makes the score of resampled texts, [r, n, k] → [r] (without them the
+    metrics are computed on every resample); `answers` says what two models answer and whether that is `same` (without them outputs
+    [n, 1] are compared by their ranks); `shown` writes an answer to a text for people; `details` are what a report shows besides;
+    `paired` is whether a text is either right or wrong, so that McNemar's test applies; `ordered` is whether of outputs [n, 1] only the
+    order means something; `apart` is whether a model takes the two texts of a pair one at a time.
+    """
 
     head: type[Slot]
     data: str
     metrics: Callable[[NDArray[Any], Any, Sequence[str]], Metrics]
     score: str
+    counts: Callable[[NDArray[Any], Any, Sequence[str]], Floats] | None = None
+    total: Callable[[Floats], Floats] = share
+    answers: Callable[[NDArray[Any], Any, Sequence[str]], Answers] | None = None
+    same: str = "rank correlation"
+    shown: Callable[[Any, str], str] = plain
+    details: Callable[[NDArray[Any], Any, Sequence[str]], dict[str, Any]] = no_details
+    paired: bool = False
+    ordered: bool = False
+    apart: bool = False
 
 
 TASKS = {
-    "classification": Task(config.ClassificationHead, "classification", classification_metrics, "accuracy"),
-    "multilabel": Task(config.MultilabelHead, "multilabel", multilabel_metrics, "micro_f1"),
-    "regression": Task(config.RegressionHead, "regression", regression_metrics, "spearman"),
-    "tagging": Task(config.TaggingHead, "tagging", tagging_metrics, "entity_f1"),
-    "embedding": Task(config.EmbeddingHead, "regression", embedding_metrics, "spearman"),
+    "classification": Task(
+        config.ClassificationHead,
+        "classification",
+        classification_metrics,
+        "accuracy",
+        counts=right_or_wrong,
+        answers=class_answers,
+        same="same class",
+        details=class_details,
+        paired=True,
+    ),
+    "multilabel": Task(
+        config.MultilabelHead,
+        "multilabel",
+        multilabel_metrics,
+        "micro_f1",
+        counts=label_counts,
+        total=overlap,
+        answers=label_answers,
+        same="same labels",
+        details=label_details,
+    ),
+    "regression": Task(
+        config.RegressionHead,
+        "regression",
+        regression_metrics,
+        "spearman",
+        counts=places,
+        total=rank_correlation,
+        details=error_details,
+    ),
+    "tagging": Task(
+        config.TaggingHead,
+        "tagging",
+        tagging_metrics,
+        "entity_f1",
+        counts=entity_counts,
+        total=overlap,
+        answers=tag_answers,
+        same="same tags",
+        shown=entity_words,
+        details=entity_details,
+    ),
+    "embedding": Task(
+        config.EmbeddingHead,
+        "regression",
+        embedding_metrics,
+        "spearman",
+        counts=places,
+        total=rank_correlation,
+        details=point_details,
+        ordered=True,
+        apart=True,
+    ),
 }
 
 
@@ -185,6 +277,15 @@ def _f1(predicted: NDArray[Any], right: NDArray[Any]) -> list[float | None]:
     """F1 of each column of two boolean arrays [n, L]; None for a column without a single true value."""
     hits, total = (predicted & right).sum(axis=0), predicted.sum(axis=0) + right.sum(axis=0)
     return [float(2 * hit / both) if both else None for hit, both in zip(hits, total, strict=True)]
+
+
+def _matthews(predicted: NDArray[Any], truth: NDArray[Any]) -> float:
+    """0 where the classes of one side are all the same."""
+    every = np.union1d(predicted, truth)
+    guess, real = ((side[:, None] == every).sum(axis=0).astype(np.float64) for side in (predicted, truth))
+    count, hits = float(len(truth)), float(np.sum(predicted == truth))
+    scale = (count**2 - guess @ guess) * (count**2 - real @ real)
+    return float((hits * count - guess @ real) / np.sqrt(scale)) if scale > 0 else 0.0
 
 
 def _mean(scores: Sequence[float | None]) -> float:

@@ -88,11 +88,18 @@ def read_way(text: str, provider: str) -> tuple[str, str]:
 
 
 def open_ways(
-    options: BenchmarkOptions, sources: Mapping[str, Source], labels: tuple[str, ...], work: Path, *, pairs: bool
+    options: BenchmarkOptions,
+    sources: Mapping[str, Source],
+    labels: tuple[str, ...],
+    work: Path,
+    *,
+    pairs: bool,
+    task: str = "classification",
 ) -> list[Opened]:
     """The ways of every model: PyTorch for the first, ONNX Runtime for all, exported into `work` where they are not yet.
 
-    A source without a manifest is a classifier of transformers' own, which has to know `labels`; `pairs` tells whether the data are pairs.
+    A source without a manifest is a model of transformers' own, for `task`, which has to know `labels`; `pairs` tells whether the data are
+    pairs.
     Raises ConfigError for a way that does not exist or a model that cannot be run in it, and what an export raises.
     """
     asked = [read_way(text, options.provider) for text in options.way]
@@ -106,11 +113,11 @@ def open_ways(
         for engine, precision in mine:
             title = name if len(mine) == 1 else "-".join(part for part in (name, engine, precision) if part)
             if source.artifact is None:
-                if pairs and engine in ORT:
+                if pairs and engine in ORT and task != "embedding":
                     raise ConfigError(
                         f"{name} is a model of transformers; its export takes single texts, not pairs.", "Leave out ort for it."
                     )
-                ways.append(_foreign(title, name, source, engine, precision, options, labels, work))
+                ways.append(_foreign(title, name, source, engine, precision, options, labels, work, task))
             else:
                 ways.append(_ours(title, name, source, engine, precision, options, work))
     return ways
@@ -162,9 +169,17 @@ def _exported(name: str, source: Source, engine: str, precision: str, options: B
 
 
 def _foreign(
-    title: str, name: str, source: Source, engine: str, precision: str, options: BenchmarkOptions, labels: tuple[str, ...], work: Path
+    title: str,
+    name: str,
+    source: Source,
+    engine: str,
+    precision: str,
+    options: BenchmarkOptions,
+    labels: tuple[str, ...],
+    work: Path,
+    task: str,
 ) -> Opened:
-    """A classifier of transformers: itself, compiled, or through our exporter."""
+    """A model of transformers: itself, compiled, or through our exporter."""
     from export.foreign import export_foreign, foreign_labels, longest, weights_size
 
     if engine not in ("transformers", "torch-compile", "ort", "ort-iobinding") or (precision in ("tf32", "fp16") and engine in ORT):
@@ -172,13 +187,14 @@ def _foreign(
             f"{name} is a model of transformers; the way {engine}{precision and ':' + precision} is for artifacts of alambic.",
             "Its ways are transformers, torch-compile, ort and ort-iobinding.",
         )
-    shared: dict[str, Any] = {"labels": foreign_labels(source.path, labels), "threads": options.threads, "provider": options.provider}
+    known = foreign_labels(source.path, labels, task)
+    shared: dict[str, Any] = {"labels": known, "threads": options.threads, "provider": options.provider, "task": task}
     if engine in PYTORCH:
         factory, size = "export.foreign:open_foreign", weights_size(source.path)
         arguments = {"path": str(source.path), "engine": engine, "precision": precision or "fp32", **shared}
     else:
         try:
-            file = export_foreign(source.path, work / f"{name}-graph")
+            file = export_foreign(source.path, work / f"{name}-graph", task)
         except AlambicError:
             raise
         except Exception as error:  # torch.export gives up in many ways

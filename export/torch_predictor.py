@@ -1,6 +1,6 @@
 """The `Predictor` of serve.predictor over a PyTorch artifact: the baseline that everything is compared with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -81,17 +81,7 @@ def open_torch_predictor(
     if engine == "transformers":
         from transformers import AutoTokenizer
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(artifact.path)
-
-        def tokenize(texts: Sequence[str], pairs: Sequence[str] | None) -> Any:
-            options = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
-            if task == "tagging":
-                found = tokenizer([text.split() for text in texts], is_split_into_words=True, **options)
-                return {**found, "words": _first_tokens([found.word_ids(row) for row in range(len(texts))], texts)}
-            if task == "embedding" and pairs:
-                texts, pairs = [*texts, *pairs], None
-            return tokenizer(list(texts), list(pairs), **options) if pairs else tokenizer(list(texts), **options)
-
+        tokenize = transformers_batches(AutoTokenizer.from_pretrained(artifact.path), task, length)
         theirs = placed(to_transformers(encoder), provider, precision)
         return TorchPredictor(theirs, tokenize, artifact.manifest.labels, engine, named, task, provider)
     ours = open_tokenizer(artifact.path, length, typed=encoder.config.typed)
@@ -103,6 +93,21 @@ def open_torch_predictor(
     if engine == "torch-compile":
         module = torch.compile(module, dynamic=compile_mode == "default", mode=compile_mode)
     return TorchPredictor(module, encode, artifact.manifest.labels, engine, named, task, provider)
+
+
+def transformers_batches(tokenizer: Any, task: str, length: int) -> Callable[[Sequence[str], Sequence[str] | None], Any]:
+    """A function (texts, pairs) → batch of tensors by a tokenizer of transformers: what serve.tasks.batch_for is for ours."""
+
+    def tokenize(texts: Sequence[str], pairs: Sequence[str] | None) -> Any:
+        options = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
+        if task == "tagging":
+            found = tokenizer([text.split() for text in texts], is_split_into_words=True, **options)
+            return {**found, "words": _first_tokens([found.word_ids(row) for row in range(len(texts))], texts)}
+        if task == "embedding" and pairs:
+            texts, pairs = [*texts, *pairs], None
+        return tokenizer(list(texts), list(pairs), **options) if pairs else tokenizer(list(texts), **options)
+
+    return tokenize
 
 
 def _first_tokens(owners: Sequence[Sequence[int | None]], texts: Sequence[str]) -> np.ndarray:

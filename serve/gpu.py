@@ -172,12 +172,18 @@ def open_gpu_predictor(
 
 
 def open_plain_graph(
-    path: str | Path, labels: Sequence[str], max_length: int, way: str = "ort", provider: str = "cpu", threads: int = 1
+    path: str | Path,
+    labels: Sequence[str],
+    max_length: int,
+    way: str = "ort",
+    provider: str = "cpu",
+    threads: int = 1,
+    task: str = "classification",
 ) -> OrtPredictor:
     """A predictor over a directory with a graph and a tokenizer that is no artifact, such as a foreign model's export."""
     session, used = open_session(Path(path) / GRAPH, provider, threads)
     inputs = frozenset(entry.name for entry in session.get_inputs())
-    return WAYS[way](session, inputs, open_tokenizer(Path(path), max_length), tuple(labels), used, "fp32", engine=way)
+    return WAYS[way](session, inputs, open_tokenizer(Path(path), max_length), tuple(labels), used, "fp32", task, engine=way)
 
 
 def cuda_settings(precision: str, *, graphs: bool) -> dict[str, str]:

@@ -158,6 +158,21 @@ def outputs_by_text(task: str, outputs: Floats, batch: Batch, pairs: bool) -> Fl
     return outputs
 
 
+def bare_answer(task: str, outputs: Floats, batch: Batch, labels: Sequence[str], pairs: bool) -> Any:
+    """What a model answers to the first text of a batch and nothing around it, as a benchmark times it.
+
+    The label, the labels, the tags of the words, the score, or the vector (of a pair the cosine).
+    """
+    if task == "classification":
+        return labels[int(outputs[0].argmax())]
+    row = outputs_by_text(task, outputs, batch, pairs)[0]
+    if task == "multilabel":
+        return [label for label, value in zip(labels, row, strict=True) if value > 0]
+    if task == "tagging":
+        return [labels[number] for number in row[~np.isnan(row[:, 0])].argmax(axis=1)]
+    return float(row[0]) if len(row) == 1 else row
+
+
 def stacked(rows: Sequence[Floats]) -> npt.NDArray[np.float32]:
     """Outputs of several texts as one array; sentences are filled up with NaN to the most words."""
     if rows[0].ndim == 1:

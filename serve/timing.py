@@ -4,9 +4,11 @@
 input a command, on its standard output the reply. Whatever a library prints goes to standard error, so it cannot break the protocol.
 A worker that waits for a command is blocked and costs nothing, so several may be open while one of them is timed.
 
-Nothing is cached between answers: every sample is one text through the tokenizer, the model and the choice of its label.
+Nothing is cached between answers: every sample is one text through the tokenizer, the model and the choice of its label (or whatever
+the answer of its task is).
 """
 
+import base64
 import gc
 import importlib
 import json
@@ -19,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -26,6 +29,8 @@ from typing import IO, TYPE_CHECKING, Any
 from model.errors import AlambicError, EnvironmentProblem
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from serve.predictor import Predictor
 
 Clock = Callable[[], float]
@@ -46,6 +51,7 @@ class Desk:
     clock: Clock
     texts: list[str] = field(default_factory=list)
     pairs: list[str] | None = None
+    answer: Callable[..., Any] | None = None  # outputs to answer, of a predictor that is no classifier
 
     def part(self, first: int, count: int) -> tuple[list[str], list[str] | None]:
         """`count` texts from number `first` on, with their second texts."""
@@ -56,13 +62,18 @@ class Desk:
 def open_desk(factory: str, arguments: dict[str, Any], clock: Clock, text: str, pair: str | None) -> Desk:
     """The predictor of `factory` ("module:function") after its first answer."""
     module, _, function = factory.partition(":")
-    desk = Desk(getattr(importlib.import_module(module), function)(**arguments), clock, [text], None if pair is None else [pair])
+    predictor = getattr(importlib.import_module(module), function)(**arguments)
+    desk = Desk(predictor, clock, [text], None if pair is None else [pair])
+    if (task := getattr(predictor, "task", "classification")) != "classification":
+        from serve.tasks import bare_answer  # here: another maker's classifier may live where our tokenizers do not
+
+        desk.answer = partial(bare_answer, task)
     _answer(desk, 0)
     return desk
 
 
 def _answer(desk: Desk, index: int) -> tuple[float, float]:
-    """Seconds of one text: text → label, and ids → logits within it."""
+    """Seconds of one text: text → answer, and ids → logits within it."""
     text, pair = desk.part(index, 1)
     predictor, clock = desk.predictor, desk.clock
     start = clock()
@@ -70,9 +81,10 @@ def _answer(desk: Desk, index: int) -> tuple[float, float]:
     encoded = clock()
     logits = predictor.logits(batch)
     scored = clock()
-    best = logits[0].argmax(axis=-1)
-    if logits[0].ndim == 1 and predictor.labels:
-        predictor.labels[int(best)]
+    if desk.answer is not None:
+        desk.answer(logits, batch, predictor.labels, pair is not None)
+    else:
+        predictor.labels[int(logits[0].argmax())]
     answered = clock()
     return answered - start, scored - encoded
 
@@ -92,7 +104,7 @@ def _warm(desk: Desk, seconds: float = WARM_SECONDS) -> dict[str, Any]:
 
 
 def _round(desk: Desk, warm_seconds: float = WARM_SECONDS) -> dict[str, Any]:
-    """Every text once: `answer` (text → label) and `model` (ids → logits), seconds in the order of the texts."""
+    """Every text once: `answer` (text → answer) and `model` (ids → logits), seconds in the order of the texts."""
     gc.collect()
     start, done = desk.clock(), 0
     while desk.clock() - start < warm_seconds:
@@ -122,10 +134,22 @@ def _pass(desk: Desk, batch: int, count: int) -> int:
 
 
 def _scores(desk: Desk, texts: list[str], pairs: list[str] | None = None, batch: int = 32) -> dict[str, Any]:
-    """Logits of other texts, for quality; nothing is timed."""
+    """What the model gives for other texts (`serve.predictor.scores`), packed, for quality; nothing is timed."""
     from serve.predictor import scores  # here: what a cold start needs is the predictor's own imports
 
-    return {"logits": scores(desk.predictor, texts, pairs, batch).tolist()}
+    return {"logits": packed(scores(desk.predictor, texts, pairs, batch))}
+
+
+def packed(array: "npt.NDArray[Any]") -> dict[str, Any]:
+    """An array as JSON: float32 in base64, since the tags of a thousand sentences are millions of numbers."""
+    return {"shape": list(array.shape), "float32": base64.b64encode(array.astype("<f4").tobytes()).decode()}
+
+
+def unpacked(value: dict[str, Any]) -> "npt.NDArray[Any]":
+    """The array that was `packed`."""
+    import numpy as np
+
+    return np.frombuffer(base64.b64decode(value["float32"]), "<f4").reshape(value["shape"])
 
 
 def _lengths(desk: Desk) -> dict[str, Any]:

@@ -32,6 +32,7 @@ TORCH_FREE = [
     "compress.recipe",
     "compress.comparison",
     "compress.statistics",
+    "compress.quality",
     "compress.auditing",
     "compress.report",
     "compress.cli",

@@ -12,34 +12,30 @@ from compress.progress import bar, say
 from compress.report import build_report, headline, write_html, write_json, write_markdown
 from compress.sources import Source
 from compress.stage import Result, Workspace
-from compress.tasks import labels_agree, trainable
+from compress.tasks import first_score, labels_agree, labels_of, texts_of, trainable, truth_of
 from compress.ways import open_ways
-from model.errors import DataError
+from model.errors import ConfigError
 
 
 def run(options: BenchmarkOptions, sources: Mapping[str, Source], data: Data, workspace: Workspace) -> Result:
     """See compress.stage; the sources' names are the models' names, and the first is the baseline."""
-    if (task := trainable(data)) != "classification":
-        what = f"{data.name} is a set for {task}; only classifiers are benchmarked."
-        raise DataError(what, "`compress inspect MODEL` shows the quality of a model on its validation part.")
-    for source in sources.values():
-        if source.artifact is not None:
-            labels_agree(source.artifact.manifest.labels, data)
-    opened = open_ways(options, sources, data.labels, workspace.work, pairs=data.pairs)
+    task = _task(sources, data)
+    labels = labels_of(task, data)
+    opened = open_ways(options, sources, tuple(labels), workspace.work, task=task, pairs=data.pairs)
     ways = [one.way for one in opened]
     part = data.splits[options.split]
     plan = Plan(**options.model_dump(include={"texts", "rounds", "seconds", "width", "threads", "sweep", "seed"}))
-    texts, pairs = part["text"][:], part["text_b"][:] if data.pairs else None
+    texts, pairs = texts_of(task, part), part["text_b"][:] if data.pairs else None
     say(
         f"  {len(ways)} ways in turn over {min(plan.texts, len(texts))} of {len(texts):,} {options.split} texts, {plan.rounds} rounds"
         + (f" and more, up to {plan.seconds:g} s" if plan.seconds else "")
     )
     baselines = [way.name for way in ways if way.model == next(iter(sources))]
     with bar("measuring") as progress:
-        measured = benchmark(ways, texts, part["label"][:], data.labels, pairs, plan, baselines, progress)
+        measured = benchmark(ways, texts, truth_of(task, part, labels), labels, pairs, plan, baselines, progress, task=task)
     report = build_report(
         measured,
-        task=data.task,
+        task=task,
         data={**data.summary(), "split": options.split, "test_texts": len(texts)},
         facts={one.way.name: one.facts for one in opened},
         command=shlex.join(["compress", *sys.argv[1:]]),
@@ -52,7 +48,24 @@ def run(options: BenchmarkOptions, sources: Mapping[str, Source], data: Data, wo
     write_json(report, workspace.artifact / "report.json")
     write_html(report, workspace.artifact / "report.html")
     (workspace.artifact / "report.md").write_text(write_markdown(report), encoding="utf-8")
-    return Result(data.task, list(data.labels), {"headline": headline(report)})
+    return Result(task, labels, {"headline": headline(report)})
+
+
+def _task(sources: Mapping[str, Source], data: Data) -> str:
+    """The task that all models have on `data`; raises ConfigError where they differ, DataError where one does not fit the data.
+
+    Models without a manifest do what the others do; where there are no others, what the labels of the data say.
+    """
+    tasks = {name: source.artifact.manifest.task for name, source in sources.items() if source.artifact is not None}
+    if len(set(tasks.values())) > 1:
+        raise ConfigError(
+            f"The models are not for one task: {', '.join(f'{name} is for {task}' for name, task in tasks.items())}.",
+            "Measure models of one task against each other.",
+        )
+    for source in sources.values():
+        if source.artifact is not None:
+            labels_agree(source.artifact.manifest.labels, data, source.artifact.manifest.task)
+    return trainable(data, next(iter(tasks.values()), "auto"))
 
 
 def _known(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
@@ -88,6 +101,7 @@ def _stages(sources: Mapping[str, Source]) -> Iterator[dict[str, Any]]:
             "name": known.get("name", known["stage"]),
             "digest": digest,
             "accuracy": metrics.get("validation", {}).get("accuracy"),
+            "score": (first_score(metrics.get("validation", {})) or ("", None))[1],
             "bytes": known["bytes"],
             "seconds": known.get("seconds"),
             **({"parameters": metrics["parameters"]} if "parameters" in metrics else {}),

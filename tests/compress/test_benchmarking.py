@@ -19,6 +19,7 @@ from compress.report import build_report, schema
 from compress.sweep import settings
 from compress.ways import Way
 from model.errors import ConfigError, EnvironmentProblem
+from serve.timing import packed
 
 NAMES = ("no", "yes")
 TEXTS = [f"text {number}" for number in range(40)]
@@ -77,7 +78,7 @@ class Fake:
             right = int(text.split()[1]) % 2
             mistaken = self.wrong and number % self.wrong == 0
             rows[number, self.labels.index(NAMES[1 - right if mistaken else right])] = 1
-        return {"logits": rows.tolist()}
+        return {"logits": packed(rows)}
 
 
 def starter(log: list[tuple[str, str]]) -> Callable[..., Any]:

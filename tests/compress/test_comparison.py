@@ -3,13 +3,16 @@
 import copy
 import json
 import sys
+from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.cli import main
 from compress.comparison import compare_reports, gate, read_report
+from compress.report import schema, write_html, write_markdown
 from model.errors import ArtifactError, ConfigError, GateError
 
 
@@ -151,3 +154,39 @@ def test_the_command_leaves_with_3_on_a_regression_and_says_it_in_json_too(tmp_p
     code, out, _ = run(tmp_path / "new", tmp_path / "old")
     assert code == 0
     assert "student, speed-up: 33.3× → 50.0×" in out and "better" in out
+
+
+BEFORE = Path(__file__).parent / "reports" / "before_tasks.json"  # as `compress benchmark` wrote it when it knew one task
+
+
+def test_a_report_from_before_other_tasks_is_still_read(tmp_path):
+    old = read_report(BEFORE)
+    assert "score" not in old and "score" not in old["models"][0]["quality"]
+    jsonschema.validate(old, schema())
+    new = copy.deepcopy(old)
+    for one in new["models"]:
+        one["quality"] |= {"accuracy": 0.5, "accuracy_interval": [0.4, 0.6], "score": 0.5, "score_interval": [0.4, 0.6]}
+    for one in new["comparisons"]:
+        one |= {"score_drop_points": one["accuracy_drop_points"], "score_drop_interval": one["drop_interval"]}
+    new["score"] = {"name": "accuracy", "agreement": "same class"}
+    jsonschema.validate(new, schema())
+    found = {(change.model, change.figure): change for change in compare_reports(old, new).changes}
+    assert {change.verdict for (_, figure), change in found.items() if figure == "accuracy"} == {"worse"}
+    assert found["onnx", "accuracy"].line() == "onnx, accuracy: 100.0 % → 50.0 %, -50.0 points (-0.600 to -0.400): worse"
+    for report in (old, new):
+        write_html(report, tmp_path / "report.html")
+        assert "accuracy lost, points" in write_markdown(report)
+
+
+def test_another_task_has_its_own_score():
+    def scored(value, task="regression"):
+        one = model("teacher", 10.0)
+        one["quality"] = {"spearman": value, "spearman_interval": [value - 0.01, value + 0.01], "rmse": 0.4}
+        return report(one) | {"task": task}
+
+    change = next(change for change in compare_reports(scored(0.8), scored(0.7)).changes if change.figure == "score")
+    assert change.line() == "teacher, Spearman: 0.800 → 0.700, -10.0 points (-0.114 to -0.086): worse"
+    with pytest.raises(ConfigError) as caught:
+        compare_reports(scored(0.8), scored(0.8, "embedding"))
+    assert caught.value.message == "The reports are about different tasks: regression and embedding."
+    assert caught.value.hint == "Compare reports of one task."

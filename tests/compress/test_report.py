@@ -256,8 +256,8 @@ def test_another_task_has_its_own_score(tmp_path: Path) -> None:
         and 'id="classes"' not in text
     )
     assert score_text(report["models"][0]) == "0.800" and class_rows(report) == []
-    assert model_rows(report)[0]["spearman"] == "0.800 (0.700–0.900)" and headline(report)[1].startswith("0.760 spearman, ")
-    assert "spearman lost, points" in comparison_rows(report)[0]
+    assert model_rows(report)[0]["Spearman"] == "0.800 (0.700–0.900)" and headline(report)[1].startswith("0.760 Spearman, ")
+    assert "Spearman lost, points" in comparison_rows(report)[0]
 
 
 def test_more_models_than_classes_stand_below_each_other(tmp_path: Path) -> None:

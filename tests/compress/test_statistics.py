@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress import statistics
-from compress.statistics import bootstrap, mcnemar, mean, median, noise_floor, per_class, quality, quantile, speedup, verdict
+from compress.statistics import bootstrap, mcnemar, mean, median, noise_floor, quantile, speedup, verdict
 
 
 def test_the_interval_of_a_mean_is_scipys() -> None:
@@ -143,29 +143,3 @@ def test_mcnemar_is_the_binomial_test(first: int, second: int, both: int) -> Non
 def test_mcnemar_with_many_texts() -> None:
     one = np.array([True] * 1400 + [False] * 1600)
     assert mcnemar(one, ~one) == pytest.approx(scipy.stats.binomtest(1400, 3000).pvalue, rel=1e-9)
-
-
-def slow_f1(predicted: list[int], truth: list[int], number: int) -> float | None:
-    """By the definition: the harmonic mean of precision and recall."""
-    hits = sum(1 for guess, real in zip(predicted, truth, strict=True) if guess == real == number)
-    wrong = sum(1 for guess, real in zip(predicted, truth, strict=True) if guess == number != real)
-    missed = sum(1 for guess, real in zip(predicted, truth, strict=True) if real == number != guess)
-    if not hits + wrong + missed:
-        return None
-    if not hits:
-        return 0.0
-    precision, recall = hits / (hits + wrong), hits / (hits + missed)
-    return 2 * precision * recall / (precision + recall)
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
-def test_quality_is_what_the_definitions_say(answers: list[tuple[int, int]]) -> None:
-    predicted, truth = [guess for guess, _ in answers], [real for _, real in answers]
-    names = ["a", "b", "c", "d"]
-    expected = [slow_f1(predicted, truth, number) for number in range(4)]
-    assert [row["f1"] for row in per_class(predicted, truth, names)] == pytest.approx(expected)
-    result = quality(predicted, truth, names)
-    there = [value for value in expected if value is not None]
-    assert result["macro_f1"] == pytest.approx(sum(there) / len(there))
-    assert result["accuracy"] == pytest.approx(sum(guess == real for guess, real in answers) / len(answers))
-    assert sum(row["support"] for row in result["per_class"]) == len(answers)

@@ -1,15 +1,19 @@
-"""Every task through the chain in small: train, distill, prune, quantize, export, predict, on texts whose answers are in their words."""
+"""Every task through the chain in small, from train to benchmark, on texts whose answers are in their words."""
 
 import json
 import random
+import re
 
+import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from compress.cli import cli
+from compress.report import schema
 from export.torch_predictor import open_torch_predictor
 from model.artifact import open_artifact
+from model.errors import ConfigError, DataError
 from serve.predictor import open_predictor, predict, scores
 from tests.compress.chain import BAD, GOOD, OTHER, SMALL, write_encoder, write_tokenizer
 
@@ -128,3 +132,92 @@ def test_a_long_sentence_keeps_its_words(chain):
     if task == "tagging":
         found = json.loads(run("predict", folder / "onnx", " ".join(["good"] * 40), "--json"))
         assert len(found["tags"]) == 40 and found["tags"][-1] is None and found["tags"][0] == "B-GOOD"
+
+
+QUICK = ("--texts", 10, "--rounds", 3)
+HAS = {
+    "multilabel": {"micro_f1", "macro_f1", "exact_match", "per_class"},
+    "regression": {"spearman", "pearson", "rmse", "errors", "points"},
+    "tagging": {"entity_f1", "word_accuracy", "precision", "recall", "per_class"},
+    "embedding": {"spearman", "pearson", "recall_at_1", "mrr", "points"},
+}
+AGREE = {"multilabel": "same labels", "regression": "rank correlation", "tagging": "same tags", "embedding": "rank correlation"}
+SAYS = {
+    "multilabel": ("micro F1 against latency", "Quality per label", "exact match"),
+    "regression": ("Spearman against latency", "Answers against the truth", "of texts within", "RMSE"),
+    "tagging": ("entity F1 against latency".replace("entity", "Entity"), "Quality per type of entity", "word accuracy"),
+    "embedding": ("Spearman against latency", "Only the order of the answers counts", "recall@1"),
+}
+
+
+@pytest.fixture(scope="module")
+def report(chain):
+    """Task, folder and what `compress benchmark` measured of the teacher in three ways, and of the quantized student."""
+    task, folder = chain
+    ways = ("--way", "transformers,torch,ort")
+    run("benchmark", folder / "teacher", folder / "quantized", "--data", folder / "data", *ways, *QUICK, "--out", folder / "report")
+    return task, folder, json.loads((folder / "report" / "report.json").read_text())
+
+
+def test_benchmark_measures_every_task(report):
+    task, folder, found = report
+    jsonschema.validate(found, schema())
+    assert (found["task"], found["score"]) == (task, {"name": SCORE[task], "agreement": AGREE[task]})
+    assert [model["engine"] for model in found["models"]] == ["transformers", "torch", "ort", "ort"]
+    for model in found["models"]:
+        assert HAS[task] <= model["quality"].keys()
+        low, high = model["quality"]["score_interval"]
+        assert low <= model["quality"]["score"] == model["quality"][SCORE[task]] <= high
+    lost = {one["model"]: one for one in found["comparisons"] if one["baseline"] == "teacher-transformers"}
+    for same in ("teacher-torch", "teacher-ort"):  # one model in three engines
+        assert lost[same]["agreement"] == pytest.approx(1) and abs(lost[same]["score_drop_points"]) < 0.2
+    assert lost["quantized"]["agreement"] < 1 and "accuracy_drop_points" not in lost["quantized"]
+    named = [stage for stage in found["stages"] if stage["name"] == "teacher"]
+    assert named[0]["score"] == open_artifact(folder / "teacher").manifest.metrics["validation"][SCORE[task]]
+    manifest = open_artifact(folder / "report").manifest
+    assert manifest.task == task and len(manifest.metrics["headline"]) == 3
+
+
+def test_the_page_and_the_markdown_speak_of_the_task(report):
+    task, folder, found = report
+    page, markdown = ((folder / "report" / name).read_text() for name in ("report.html", "report.md"))
+    for said in SAYS[task]:
+        assert said.lower() in page.lower(), said
+    assert "accuracy by text" not in page and not re.findall(r"\bNone\b|\bnan\b|undefined", page)
+    assert AGREE[task] in markdown and "McNemar" not in markdown
+    if found.get("disagreements"):
+        assert found["disagreements"][0]["truth"] in page
+
+
+def test_reports_of_a_task_are_compared(report):
+    task, folder, found = report
+    other = json.loads(json.dumps(found))
+    other["models"][-1]["quality"] |= {SCORE[task]: 0.01, f"{SCORE[task]}_interval": [0.0, 0.02]}
+    (folder / "worse.json").write_text(json.dumps(other))
+    changes = json.loads(run("compare", folder / "worse.json", folder / "report", "--json"))["changes"]
+    scored = {change["model"]: change for change in changes if change["figure"] == "score"}
+    assert scored["quantized"]["verdict"] == "better" and scored["quantized"]["metric"] == SCORE[task]
+    assert scored["teacher-ort"]["verdict"] == "no clear change"
+
+
+def test_models_of_another_task_or_other_data_are_refused(chain, house):
+    task, folder = chain
+    with pytest.raises(ConfigError) as caught:
+        run("benchmark", folder / "teacher", house / "onnx", "--data", folder / "data", "--out", folder / "mixed")
+    assert caught.value.message == f"The models are not for one task: teacher is for {task}, onnx is for classification."
+    assert caught.value.hint == "Measure models of one task against each other."
+    with pytest.raises(DataError, match=f"A model for {task} cannot learn from data, which is a set for classification"):
+        run("benchmark", folder / "teacher", "--data", house / "data", "--out", folder / "mixed")
+
+
+def test_a_recipe_ends_in_a_benchmark(chain):
+    task, folder = chain
+    small = "batch_size = 16\nmax_length = 24\nthreads = 1\nlearning_rate = 4e-3\nepochs = 1"
+    base = f'base = "{folder / "encoder.json"}"\ntokenizer = "{folder / "tokenizer"}"\ntask = "{task}"'
+    (folder / "recipe.toml").write_text(
+        f'data = "{folder / "data"}"\n\n[[stage]]\nrun = "train"\nout = "teacher"\n{base}\n{small}\n\n'
+        '[[stage]]\nrun = "export"\nout = "onnx"\nmodel = "teacher"\n\n'
+        '[[stage]]\nrun = "benchmark"\nout = "report"\nmodels = ["teacher", "onnx"]\ntexts = 10\nrounds = 3\nway = "torch,ort"\n'
+    )
+    found = json.loads(run("run", folder / "recipe.toml", "--out", folder / "made", "--json"))
+    assert found["task"] == task and found["score"]["name"] == SCORE[task]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from compress.tasks import (
     TASKS,
@@ -42,6 +42,8 @@ def test_metrics_are_those_of_sklearn(case):
     metrics = classification_metrics(logits, labels)
     assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
     assert metrics["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0))
+    several = len({*labels, *predicted}) > 1  # of one alone sklearn warns
+    assert metrics["mcc"] == pytest.approx(matthews_corrcoef(labels, predicted) if several else 0, abs=1e-12)
     classes = list(range(logits.shape[1]))
     expected = f1_score(labels, predicted, labels=classes, average=None, zero_division=0)
     for number, score in enumerate(metrics["f1"]):

@@ -1,16 +1,17 @@
-"""Classifiers of transformers: as they are, and through our exporter."""
+"""Models of transformers: as they are, and through our exporter."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import BertConfig, BertForSequenceClassification
 
 from compress.config import BenchmarkOptions
 from compress.sources import open_source
 from compress.ways import open_ways, read_way
-from export.foreign import export_foreign, foreign_labels, longest, open_foreign
+from export.foreign import export_foreign, foreign_labels, longest, open_foreign, pooling_of
 from model.errors import ConfigError, EnvironmentProblem
 from serve.gpu import open_plain_graph
 from serve.predictor import scores
@@ -107,6 +108,58 @@ def test_its_ways(directory, tmp_path):
         open_ways(BenchmarkOptions(way=("torch",)), sources, LABELS, tmp_path, pairs=False)
     with pytest.raises(ConfigError, match="its export takes single texts, not pairs"):
         open_ways(BenchmarkOptions(way=("ort",)), sources, LABELS, tmp_path, pairs=True)
+
+
+OTHERS = {"regression": ("SequenceClassification", 1), "multilabel": ("SequenceClassification", 3), "tagging": ("TokenClassification", 5)}
+
+
+@pytest.mark.parametrize("task", [*OTHERS, "embedding"])
+def test_other_tasks_as_transformers_runs_them_and_exported(tmp_path, task):
+    folder = write_tokenizer(tmp_path / task)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32}
+    head, count = OTHERS.get(task, ("", 2))
+    config = BertConfig(vocab_size=200, num_labels=count, initializer_range=0.3, **sizes)
+    model = getattr(transformers, f"BertFor{head}" if head else "BertModel")(config).eval()
+    model.save_pretrained(folder)
+    labels = {"regression": ["score"], "embedding": []}.get(task, [f"name {number}" for number in range(count)])
+    assert foreign_labels(folder, labels, task) == labels
+    eager = open_foreign(folder, labels, task=task)
+    texts = TEXTS[:3]
+    batch = eager.tokenize(texts, None)
+    with torch.no_grad():
+        given = model(**{name: batch[name] for name in batch if name != "words"})
+    if task == "embedding":
+        mask = batch["attention_mask"][:, :, None]
+        pooled = (given.last_hidden_state * mask).sum(1) / mask.sum(1)
+        expected = (pooled / pooled.norm(dim=1, keepdim=True)).numpy()
+    else:
+        expected = given.logits.numpy()
+    np.testing.assert_allclose(eager.logits(batch), expected, atol=1e-6)
+    graph = export_foreign(folder, tmp_path / "graph", task)
+    exported = open_plain_graph(graph.parent, labels, longest(folder), task=task)
+    np.testing.assert_allclose(scores(exported, texts), scores(eager, texts), atol=1e-4)
+    ways = open_ways(
+        BenchmarkOptions(way=("transformers", "ort")), {"bert": open_source(str(folder))}, labels, tmp_path, pairs=False, task=task
+    )
+    assert [one.way.arguments["task"] for one in ways] == [task, task]
+
+
+def test_the_pooling_is_what_sentence_transformers_wrote(tmp_path):
+    assert pooling_of(tmp_path) == "mean"
+    (tmp_path / "1_Pooling").mkdir()
+    file = tmp_path / "1_Pooling" / "config.json"
+    file.write_text(json.dumps({"word_embedding_dimension": 16, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
+    assert pooling_of(tmp_path) == "cls"
+    file.write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(ConfigError, match="asks for pooling_mode_max_tokens") as caught:
+        pooling_of(tmp_path)
+    assert "pooling_mode_mean_tokens, pooling_mode_cls_token" in caught.value.hint
+
+
+def test_a_task_that_transformers_is_not_asked_for(tmp_path):
+    with pytest.raises(ConfigError, match="Models of transformers are not measured here for guessing"):
+        foreign_labels(tmp_path, [], "guessing")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.tasks import DECODERS, Entity, outputs_by_text, probabilities, sigmoid, spans, stacked
+from serve.tasks import DECODERS, Entity, bare_answer, outputs_by_text, probabilities, sigmoid, spans, stacked
 
 TAGS = ["O", "B-A", "I-A", "E-A", "S-A", "B-B", "I-B", "E-B", "S-B"]
 
@@ -79,3 +79,13 @@ def test_probabilities_are_finite_and_sum_to_one(row):
     assert probabilities(np.array(row)).sum() == pytest.approx(1)
     both = sigmoid(np.array(row)) + sigmoid(-np.array(row))
     assert both == pytest.approx(np.ones(len(row)))
+
+
+def test_the_bare_answer_is_that_of_the_first_text():
+    assert bare_answer("classification", np.array([[0.1, 0.9]]), {}, "ab", False) == "b"
+    assert bare_answer("multilabel", np.array([[2.0, -1.0, 0.1]]), {}, "abc", False) == ["a", "c"]
+    assert bare_answer("regression", np.array([[2.5]]), {}, ["score"], False) == 2.5
+    tokens = np.eye(3)[[[0, 1, 1, 2]]]
+    assert bare_answer("tagging", tokens, {"words": np.array([[1, 3, -1]])}, "abc", False) == ["b", "c"]
+    assert bare_answer("embedding", np.array([[0.6, 0.8]]), {}, [], False).tolist() == [0.6, 0.8]
+    assert bare_answer("embedding", np.array([[0.6, 0.8], [1.0, 0.0]]), {}, [], True) == 0.6
