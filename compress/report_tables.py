@@ -91,7 +91,7 @@ def model_rows(report: Report) -> list[Row]:
 def comparison_rows(report: Report) -> list[Row]:
     """Each model against each baseline."""
     lost = "points lost" if not report["models"] else f"{score(report['models'][0])[0]} lost, points"
-    return [
+    rows = [
         {
             "model": one["model"],
             "against": one["baseline"],
@@ -103,6 +103,7 @@ def comparison_rows(report: Report) -> list[Row]:
         }
         for one in report["comparisons"]
     ]
+    return filled(rows)
 
 
 def drop(comparison: Mapping[str, Any]) -> tuple[Any, Sequence[float] | None]:
