@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.answers import mean_ranks
+from compress.judging import mean_ranks
 from compress.statistics import Floats
 from compress.tasks import TASKS
 from compress.units import significant

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.answers import (
+from compress.judging import (
     Answers,
     class_answers,
     class_details,

@@ -10,7 +10,7 @@ from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from compress import quality as module
-from compress.answers import mean_ranks, rank_correlation
+from compress.judging import mean_ranks, rank_correlation
 from compress.quality import agreement, comparison, quality, retrieval
 from compress.statistics import mcnemar
 from compress.tasks import TASKS
