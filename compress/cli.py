@@ -48,7 +48,7 @@ SUMMARIES = {
     "prune": "Remove the least important heads and neurons of MODEL, then recover.",
     "quantize": "Make MODEL's linears and embeddings int8.",
     "export": "Write MODEL as ONNX, checked against PyTorch and against what ONNX Runtime really runs.",
-    "benchmark": "Measure MODELS against the first of them: latency, accuracy, size.",
+    "benchmark": "Measure MODELS against the first of them: latency, quality, size.",
 }
 
 

@@ -81,7 +81,7 @@ def open_torch_predictor(
     if engine == "transformers":
         from transformers import AutoTokenizer
 
-        tokenize = transformers_batches(AutoTokenizer.from_pretrained(artifact.path), task, length)
+        tokenize = transformers_batches(AutoTokenizer.from_pretrained(artifact.path), task, length, typed=encoder.config.typed)
         theirs = placed(to_transformers(encoder), provider, precision)
         return TorchPredictor(theirs, tokenize, artifact.manifest.labels, engine, named, task, provider)
     ours = open_tokenizer(artifact.path, length, typed=encoder.config.typed)
@@ -95,8 +95,13 @@ def open_torch_predictor(
     return TorchPredictor(module, encode, artifact.manifest.labels, engine, named, task, provider)
 
 
-def transformers_batches(tokenizer: Any, task: str, length: int) -> Callable[[Sequence[str], Sequence[str] | None], Any]:
-    """A function (texts, pairs) → batch of tensors by a tokenizer of transformers: what serve.tasks.batch_for is for ours."""
+def transformers_batches(
+    tokenizer: Any, task: str, length: int, *, typed: bool = False
+) -> Callable[[Sequence[str], Sequence[str] | None], Any]:
+    """A function (texts, pairs) → batch of tensors by a tokenizer of transformers: what serve.tasks.batch_for is for ours.
+
+    The model of a tokenizer that does not give token types by itself may be `typed` all the same: it gets those of pairs.
+    """
 
     def tokenize(texts: Sequence[str], pairs: Sequence[str] | None) -> Any:
         options = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
@@ -105,7 +110,9 @@ def transformers_batches(tokenizer: Any, task: str, length: int) -> Callable[[Se
             return {**found, "words": _first_tokens([found.word_ids(row) for row in range(len(texts))], texts)}
         if task == "embedding" and pairs:
             texts, pairs = [*texts, *pairs], None
-        return tokenizer(list(texts), list(pairs), **options) if pairs else tokenizer(list(texts), **options)
+        if not pairs:
+            return tokenizer(list(texts), **options)
+        return tokenizer(list(texts), list(pairs), **options, **({"return_token_type_ids": True} if typed else {}))
 
     return tokenize
 
