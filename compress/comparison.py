@@ -172,8 +172,8 @@ def _score(name: str, metric: str, old: Mapping[str, Any], new: Mapping[str, Any
     difference = new[metric] - old[metric]
     interval: Interval | None = None
     verdict: Verdict = "no clear change"
-    bounds = [one.get(f"{metric}_interval") for one in (old, new)]
-    if bounds[0] and bounds[1]:
+    bounds = [found for one in (old, new) if (found := one.get(f"{metric}_interval"))]
+    if len(bounds) == 2:
         halves = [(high - low) / 2 for low, high in bounds]
         interval = (difference - math.hypot(*halves), difference + math.hypot(*halves))
         if not interval[0] <= 0 <= interval[1]:
