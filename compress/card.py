@@ -15,7 +15,7 @@ DID = {
 PIPELINES = {"tagging": "token-classification", "embedding": "sentence-similarity"}  # the hub's names; all else is text-classification
 # Bases by what is in them, under their names on the hub: a directory's own name says nothing.
 HUB = {"41d03fdf73bfd48febd81e94dd29be4d479984c9913cad1e45b5bbda9f79af27": "sentence-transformers/all-MiniLM-L6-v2"}
-CAME_FROM = ("base", "model", "teacher")  # the role whose weights a stage went on from: the first of these that it has
+CAME_FROM = ("student", "base", "model", "teacher")  # the role whose weights a stage went on from: the first of these that it has
 USE = {
     "onnx": 'Run it: `compress predict {name} "a text"`, or load `model.onnx` with ONNX Runtime and `tokenizer.json` with tokenizers.',
     "torch": "Go on with it: `compress export`, or `model.checkpoint.load_model` for the PyTorch module.",
@@ -63,7 +63,7 @@ def write_card(
     lines += [f"- task: {task}" + (f" ({', '.join(labels)})" if labels else "")]
     if data:
         counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
-        lines.append(f"- data: {data['name']}{' (synthetic)' if data.get('synthetic') else ''}: {counts}")
+        lines.append(f"- data: {data['name']}{' (synthetic)' if data.get('synthetic') else ''}: {counts}{_beside(data)}")
     if quality:
         lines.append(f"- on validation: {', '.join(f'{name} {value:.4f}' for name, value in quality.items())}")
     if metrics.get("parameters"):
@@ -78,6 +78,12 @@ def write_card(
             "",
         ]
     return "\n".join([*lines, USE[kind].format(name="DIRECTORY"), ""])
+
+
+def _beside(data: Mapping[str, Any]) -> str:
+    """The text without labels that was learnt from beside the data, in words."""
+    more = data.get("unlabelled")
+    return f"; and {more['texts']:,} texts without labels" if more else ""
 
 
 def _line(parents: Mapping[str, str], ancestors: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -103,5 +109,6 @@ def _step(digest: str, known: Mapping[str, Any], base: str | None) -> str:
         return f"began with {base or 'a base'} (`{digest[:12]}`)"
     data = f" on {known['data']['name']}" if known.get("data") and known["stage"] not in ("export", "quantize") else ""
     parents = known.get("parents", {})
-    helped = f" with the teacher `{parents['teacher'][:12]}`" if "teacher" in parents and {"model", "base"} & set(parents) else ""
+    own = {"model", "base", "student"} & set(parents)
+    helped = f" with the teacher `{parents['teacher'][:12]}`" if "teacher" in parents and own else ""
     return f"{DID.get(known['stage'], known['stage'])}{data}{helped} (`{digest[:12]}`)"

@@ -26,6 +26,9 @@ EXAMPLES = {
         compress distill runs/teacher --data tweets --out runs/student
         compress distill runs/teacher --data tweets --depth 3 --teacher-layers 1,3,5 --epochs 4 --out runs/student
         compress distill runs/teacher --data tweets --vocabulary unigram:16000 --out runs/student
+        compress distill runs/teacher --data tweets --unlabelled reviews.txt,forum.csv --split-sentences --out runs/student
+        compress distill runs/teacher --data tweets --depth 2 --heads 4 --neurons 192 --out runs/student
+        compress distill runs/teacher --student runs/pruned --data tweets --out runs/further
         compress distill transformers-directory --base minilm --hidden 0 --data tweets --out runs/student""",
     "prune": """\b
         compress prune runs/student --teacher runs/teacher --data tweets --heads 4 --neurons 192 --out runs/pruned
@@ -175,7 +178,8 @@ ROLES = {
     "base": "What to start from: minilm, a directory or hub id of transformers, an artifact, or a JSON encoder configuration.",
     "tokenizer": "Directory or SentencePiece model of the tokenizer, where the base has none.",
     "backbone": "Where the backbone of a prefix is now, if it is not where it was.",
-    "teacher": "Artifact that the model learns from while it recovers.",
+    "teacher": "What the model learns from while it recovers: an artifact, or a directory or hub id of a classifier of transformers.",
+    "student": "Artifact of a student that goes on learning; its depth is its own.",
 }
 for _name in STAGES:
     _stage_command(_name)
@@ -328,6 +332,21 @@ def compare(old: str, new: str, as_json: bool) -> None:
     found = compare_reports(read_report(Path(old)), read_report(Path(new)))
     click.echo(found.model_dump_json() if as_json else found.text())
     gate(found)
+
+
+@cli.command("cache", epilog=_epilog("compress cache\ncompress cache --clear"))
+@click.option("--cache", "folder", help="Its folder [default: $ALAMBIC_CACHE, or alambic in the user's cache].")
+@click.option("--clear", "emptied", is_flag=True, help="Delete what nobody is making; a stage that needs it makes it again.")
+@click.option("--json", "as_json", is_flag=True, help="Print the entries as JSON.")
+def cache_(folder: str | None, emptied: bool, as_json: bool) -> None:
+    """Show or clear what stages keep for each other, such as the answers of teachers."""
+    from compress.cache import cache_folder, clear, describe, lines
+
+    where = cache_folder(folder)
+    if emptied:
+        click.echo(f"{where}: {clear(where) / 1e6:,.1f} MB freed")
+    else:
+        click.echo(json.dumps(describe(where)) if as_json else "\n".join(lines(where)))
 
 
 @cli.command()

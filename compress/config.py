@@ -47,10 +47,11 @@ class Training(Options):
     checkpointing: bool = _runtime(False, "Keep only each layer's input for the way back and compute the rest again: less memory.")
     accumulation: int = Field(1, ge=1, description="Parts in which a step's texts are computed, one after the other: less memory.")
     compile: bool = Field(False, description="Compile the model for training: pays on a GPU, and on long runs.")
-    train_texts: int | None = Field(None, ge=1, description="Train on this many texts only, drawn by the seed.")
+    train_texts: int | None = Field(None, ge=1, description="Train on this many of the labelled texts only, drawn by the seed.")
     seed: int = Field(0, ge=0, description="Decides initialisation, order and dropout.")
     threads: int | None = _runtime(None, "Threads for training (default: the cores that this process may use).", ge=1)
     device: Literal["cpu", "cuda"] = _runtime("cpu", "Where to train.")
+    cache: str | None = _runtime(None, "Folder for what several stages need [default: $ALAMBIC_CACHE, or alambic in the user's cache].")
     checkpoint_every: int = _runtime(200, "Steps between checkpoints, from which a killed run goes on.", ge=1)
 
 
@@ -98,9 +99,25 @@ class Distillation(Training):
     teacher_layers: tuple[int, ...] = Field(
         (), description="Teacher layer for each student layer, counted from 0 (default: evenly spaced, the last on the last)."
     )
+    # What these make of the text is in the data's digest, wherever the files lie.
+    unlabelled: tuple[str, ...] = _runtime((), "More text to learn from through the teacher: files, folders or sets without labels.")
+    unlabelled_text: str = _runtime("", "Their column with the text (default: every known one).")
+    unlabelled_texts: int | None = _runtime(None, "Take this many of them, drawn by the seed.", ge=1)
+    split_sentences: bool = _runtime(False, "Split them into sentences.")
 
 
-class DistillOptions(Distillation):
+class Selection(Distillation):
+    """Which heads and neurons are kept, by how much each matters (Taylor scores)."""
+
+    heads: tuple[int, ...] = Field((), description="Heads to keep a layer: one number, or one for each layer (default: all).")
+    neurons: tuple[int, ...] = Field((), description="FFN neurons to keep a layer: one number, or one for each layer (default: all).")
+    allocation: Literal["uniform", "global"] = Field(
+        "uniform", description="Keep the same number in each layer, or let the layers compete for the same total."
+    )
+    scoring_texts: int = Field(1024, ge=1, description="Training texts on which heads and neurons are scored.")
+
+
+class DistillOptions(Selection):
     """Options of `compress distill`."""
 
     depth: int = Field(2, ge=1, description="Layers of the student, started from the teacher layers that they are mapped to.")
@@ -115,15 +132,8 @@ class DistillOptions(Distillation):
     _vocabulary = field_validator("vocabulary")(_known_vocabulary)
 
 
-class PruneOptions(Distillation):
+class PruneOptions(Selection):
     """Options of `compress prune`."""
-
-    heads: tuple[int, ...] = Field((), description="Heads to keep a layer: one number, or one for each layer (default: all).")
-    neurons: tuple[int, ...] = Field((), description="FFN neurons to keep a layer: one number, or one for each layer (default: all).")
-    allocation: Literal["uniform", "global"] = Field(
-        "uniform", description="Keep the same number in each layer, or let the layers compete for the same total."
-    )
-    scoring_texts: int = Field(1024, ge=1, description="Training texts on which heads and neurons are scored.")
 
 
 class QuantizeOptions(Distillation):

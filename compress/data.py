@@ -27,6 +27,7 @@ import datasets
 
 from compress import builtin
 from compress.tables import PART_NAMES, PARTS, READERS, Columns, Table, file_format, read_file, read_folder, stem
+from compress.unlabelled import Unlabelled
 from model.errors import DataError
 
 TEXT_COLUMNS = (
@@ -46,7 +47,7 @@ class Data:
 
     `splits` has train, validation and test, with the columns text[, text_b], label (classification: index into `labels`; multilabel: a
     list of them; regression: a float), or tokens, tags, or text alone. `digest` is over all that counts (task, labels, texts in order),
-    not over format or place.
+    not over format or place. `unlabelled` are texts that a stage was given beside it; they have a digest of their own.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Data:
     digest: str
     note: str = ""
     synthetic: bool = False
+    unlabelled: Unlabelled | None = None
 
     @property
     def pairs(self) -> bool:
@@ -65,8 +67,9 @@ class Data:
     def summary(self) -> dict[str, Any]:
         """What a manifest keeps of the data."""
         counts = {part: rows.num_rows for part, rows in self.splits.items()}
+        more = {"unlabelled": self.unlabelled.summary()} if self.unlabelled else {}
         flags = {"pairs": self.pairs, "synthetic": self.synthetic}
-        return {"name": self.name, "digest": self.digest, "counts": counts} | {name: True for name, there in flags.items() if there}
+        return {"name": self.name, "digest": self.digest, "counts": counts} | {name: True for name, there in flags.items() if there} | more
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,11 @@ def _digest(task: str, labels: Sequence[str], parts: Mapping[str, Columns]) -> s
         for name in sorted(columns):
             digest.update(json.dumps([part, name, columns[name]]).encode())
     return digest.hexdigest()
+
+
+def find_tables(source: str) -> dict[str, Table]:
+    """The parts of a source of data, as they come; raises DataError if there is nothing."""
+    return _find(source).tables
 
 
 def _find(source: str) -> Source:

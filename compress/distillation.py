@@ -1,19 +1,16 @@
 """What a student learns from its teacher: probabilities, labels, hidden states (Hinton et al. 2015; Sun et al. 2019; Jiao et al. 2020)."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from compress.losses import HARD, SOFT
-from compress.training import Corpus, Inputs, Objective, Progress, model_inputs
+from compress.training import Inputs, Objective, model_inputs
 
 Along = Callable[[Inputs], tuple[Tensor, list[Tensor]]]
-ANSWERS = ("teacher_logits", "teacher_states")
 
 
 def pooled(state: Tensor, mask: Tensor) -> Tensor:
@@ -22,36 +19,32 @@ def pooled(state: Tensor, mask: Tensor) -> Tensor:
     return (state * weights).sum(1) / weights.sum(1)
 
 
-@torch.no_grad()
-def teacher_answers(
-    teacher: Any, corpus: Corpus, layers: list[int], file: Path, progress: Progress, *, bf16: bool = False
-) -> dict[str, Tensor]:
-    """Run the teacher once over `corpus`: `teacher_logits` [n, labels] and `teacher_states` [n, len(layers), W], mean-pooled.
+def teacher_answers(teacher: Any, inputs: Inputs, layers: list[int], *, bf16: bool = False) -> dict[str, Tensor]:
+    """What the teacher says of a batch: `teacher_logits` [B, labels] and, if there are layers, `teacher_states` [B, len(layers), W].
 
-    The answers are kept in `file`, which a second call reads. bf16: compute in bfloat16.
+    States are mean-pooled. bf16: compute in bfloat16.
     """
-    if file.exists():
-        return load_file(file)
-    teacher.eval()
-    answers: dict[str, Tensor] = {}
-    batches = corpus.batches(64)
-    for number, rows in enumerate(batches, start=1):
-        inputs = corpus.batch(rows)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits, states = teacher.states(**model_inputs(inputs))
-        found = (logits.float(), torch.stack([pooled(states[layer].float(), inputs["attention_mask"]) for layer in layers], 1))
-        for name, values in zip(ANSWERS, found, strict=True):
-            answers.setdefault(name, torch.zeros(len(corpus), *values.shape[1:]))[rows] = values
-        progress(number, len(batches), "")
-    partial = file.with_suffix(".partial")
-    save_file(answers, partial)
-    partial.rename(file)
+    with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=bf16):
+        logits, states = teacher.states(**model_inputs(inputs))
+    answers = {"teacher_logits": logits.float()}
+    if layers:
+        answers["teacher_states"] = torch.stack([pooled(states[layer].float(), inputs["attention_mask"]) for layer in layers], 1)
     return answers
 
 
 def hidden_loss(state: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over the variance of the target, so that the weight means the same for every layer and teacher. Same shapes."""
     return F.mse_loss(state, target) / target.var().clamp_min(1e-6)
+
+
+def _labelled(task: str, logits: Tensor, inputs: Inputs) -> Tensor:
+    """The loss against the labels; a text without one (`labelled` [B] is False) adds nothing to the mean over the batch."""
+    if "labelled" not in inputs:
+        return HARD[task](logits, inputs["labels"])
+    rows = inputs["labelled"].nonzero()[:, 0]
+    if not len(rows):
+        return logits.new_zeros(())
+    return HARD[task](logits[rows], inputs["labels"][rows]) * (len(rows) / len(logits))
 
 
 def objective(
@@ -79,7 +72,7 @@ def objective(
             taught = (logits, teacher_logits) if task != "tagging" else (logits[mask.bool()], teacher_logits[mask.bool()])
             total = total + soft * SOFT[task](taught[0].float(), taught[1].float(), temperature)
         if hard:
-            total = total + hard * HARD[task](logits.float(), inputs["labels"])
+            total = total + hard * _labelled(task, logits.float(), inputs)
         if hidden:
             total = total + hidden * torch.stack([hidden_loss(state.float(), target.float()) for state, target in pairs]).mean()
         return total

@@ -25,6 +25,8 @@ def tree(artifact: Artifact) -> str:
         counts = ", ".join(f"{count:,} {split}" for split, count in manifest.data["counts"].items())
         synthetic = " (synthetic)" if manifest.data.get("synthetic") else ""
         lines.append(f"├─ data: {manifest.data['name']}{synthetic}, {counts}; {manifest.data['digest'][:12]}")
+        if more := manifest.data.get("unlabelled"):
+            lines.append(f"├─ without labels: {', '.join(more['names'])}, {more['texts']:,} texts; {more['digest'][:12]}")
     lines += [f"├─ {name}: {file.bytes:,} bytes" for name, file in manifest.files.items()]
     if manifest.options:
         lines.append(f"├─ options: {', '.join(f'{name}={value}' for name, value in manifest.options.items())}")

@@ -1,8 +1,8 @@
 """The contract of a stage: sources in, an artifact out; whole or not at all; never made twice; resumed after a kill.
 
 `run_stage` opens and verifies the sources, works in `OUT.partial/` beside OUT and renames once at the end. In there, `plan.json` says
-what is being made (so that another command does not go on from it), `work/` is the stage's own (training checkpoints, the teacher's
-answers), `artifact/` becomes OUT.
+what is being made (so that another command does not go on from it), `work/` is the stage's own (training checkpoints), `artifact/`
+becomes OUT.
 """
 
 import errno
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,9 +102,9 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("train", config.TrainOptions, "torch", {"base": None, "tokenizer?": None}, True, _TRAIN),
-        Stage("distill", config.DistillOptions, "torch", {"teacher": None, "base?": None, **_MOVED}, True, _TRAIN),
-        Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": "torch", **_MOVED}, True, _TRAIN),
-        Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": "torch", **_MOVED}, True, _QUANTIZE),
+        Stage("distill", config.DistillOptions, "torch", {"teacher": None, "base?": None, "student?": "torch", **_MOVED}, True, _TRAIN),
+        Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": None, **_MOVED}, True, _TRAIN),
+        Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": None, **_MOVED}, True, _QUANTIZE),
         Stage("export", config.ExportOptions, "onnx", {"model": "torch", **_MOVED}, False, _EXPORT),
         Stage("benchmark", config.BenchmarkOptions, "report", {"models": None}, True, _REPORT),
     )
@@ -130,6 +130,8 @@ def run_stage(
     """
     check_backbone(sources)
     parents = {role: source for role, source in sources.items() if role != BACKBONE}
+    if data and isinstance(options, config.Distillation) and options.unlabelled:
+        data = _with_unlabelled(data, options)
     plan: dict[str, Any] = {
         "stage": stage.name,
         "options": options.identity(),
@@ -173,6 +175,21 @@ def run_stage(
         _replace(out, workspace.artifact)
         shutil.rmtree(partial)
         return Outcome(out, manifest, fresh=True)
+
+
+def _with_unlabelled(data: "Data", options: config.Distillation) -> "Data":
+    """`data` and beside it the text without labels that the options name: what is in it is part of what a stage is made of."""
+    from compress.unlabelled import load_unlabelled
+
+    found = load_unlabelled(
+        options.unlabelled,
+        data,
+        column=options.unlabelled_text,
+        sentences=options.split_sentences,
+        most=options.unlabelled_texts,
+        seed=options.seed,
+    )
+    return replace(data, unlabelled=found)
 
 
 @contextmanager

@@ -4,33 +4,31 @@ A checkpoint of a family that our encoder can be (model/families.py) becomes one
 transformers with its own tokenizer, and teaches by its answers alone.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from compress.answers import Ask
 from compress.data import Data
 from compress.progress import say
 from compress.sources import Source
 from compress.tasks import labels_agree, labels_of, trainable
-from compress.training import Progress
 from model.artifact import open_artifact
 from model.checkpoint import load_model
 from model.encoder import Encoder
 from model.errors import ConfigError, DataError
 from model.pretrained import load_pretrained, pretrained_labels
 
-AT_ONCE = 32  # texts that a foreign teacher answers at a time
-
 
 @dataclass(frozen=True)
 class Teacher:
     """What is taught: its task and labels, which are those of the data; `model` is None where our encoder cannot be it.
 
-    `order`: for each of the data's labels, its number in the outputs of the model in `path`.
+    `order`: for each of the data's labels, its number in the outputs of the model in `path`; `digest` is that of what is there.
     """
 
     path: Path
@@ -38,6 +36,7 @@ class Teacher:
     labels: list[str]
     model: Encoder | None
     order: list[int]
+    digest: str
 
 
 def open_teacher(source: Source, data: Data, backbone: Path | None = None) -> Teacher:
@@ -48,7 +47,8 @@ def open_teacher(source: Source, data: Data, backbone: Path | None = None) -> Te
     if source.artifact is not None:
         manifest = open_artifact(source.path, "torch").manifest
         task = labels_agree(manifest.labels, data, manifest.task)
-        return Teacher(source.path, task, manifest.labels, load_model(source.path, backbone), list(range(len(manifest.labels))))
+        order = list(range(len(manifest.labels)))
+        return Teacher(source.path, task, manifest.labels, load_model(source.path, backbone), order, source.digest)
     task = trainable(data)
     labels, theirs = labels_of(task, data), pretrained_labels(source.path)
     if task == "regression" and len(theirs) == 1:
@@ -67,35 +67,31 @@ def open_teacher(source: Source, data: Data, backbone: Path | None = None) -> Te
                 f"{error.message} Tags cannot be taught across tokenizers.", "Give a teacher that `compress train` made."
             ) from None
         say(f"  {error.message} It teaches by its answers alone.")
-        return Teacher(source.path, task, labels, None, order)
+        return Teacher(source.path, task, labels, None, order, source.digest)
     output: Any = model.get_submodule("head.output")
     with torch.no_grad():
         for parameter in output.parameters():
             parameter.copy_(parameter[order].clone())
-    return Teacher(source.path, task, labels, model, order)
+    return Teacher(source.path, task, labels, model, order, source.digest)
 
 
-@torch.no_grad()
-def foreign_answers(
-    teacher: Teacher, texts: list[str], pairs: list[str] | None, max_length: int, file: Path, progress: Progress
-) -> dict[str, Tensor]:
-    """`teacher_logits` [n, labels] of a teacher that transformers runs, by its own tokenizer; kept in `file`, which a second call reads."""
-    if file.exists():
-        return load_file(file)
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def foreign_ask(teacher: Teacher, texts: list[str], pairs: list[str] | None, max_length: int) -> Ask:
+    """Answers of a teacher that transformers runs, by its own tokenizer: of rows of `texts`, `teacher_logits` [rows, labels].
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(teacher.path)
-    model = AutoModelForSequenceClassification.from_pretrained(teacher.path).eval()
-    logits = torch.zeros(len(texts), len(teacher.labels))
-    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
-    for start in range(0, len(order), AT_ONCE):
-        rows = order[start : start + AT_ONCE]
+    It is loaded when it is asked for the first time.
+    """
+
+    @functools.cache
+    def loaded() -> tuple[Any, Any]:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(teacher.path), AutoModelForSequenceClassification.from_pretrained(teacher.path).eval()
+
+    @torch.no_grad()
+    def ask(rows: list[int]) -> dict[str, Tensor]:
+        tokenizer, model = loaded()
         parts = [[side[row] for row in rows] for side in (texts, pairs) if side is not None]
         inputs = tokenizer(*parts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-        logits[rows] = model(**inputs).logits.float()[:, teacher.order]
-        progress(min(start + AT_ONCE, len(order)), len(order), "")
-    answers = {"teacher_logits": logits}
-    partial = file.with_suffix(".partial")
-    save_file(answers, partial)
-    partial.rename(file)
-    return answers
+        return {"teacher_logits": model(**inputs).logits.float()[:, teacher.order]}
+
+    return ask

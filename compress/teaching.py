@@ -1,70 +1,179 @@
-"""A teacher, a corpus and a stage's options → the corpus with the teacher's answers and the objective: for distill, prune and quantize."""
+"""A teacher, texts and a stage's options → the corpus with the teacher's answers and the objective: for distill, prune and quantize.
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+What is learnt on is a list of sets of texts: the labelled ones first, then those without labels, one set for each source. The teacher is
+asked about each set by itself, so that its answers to one are found again whatever stands beside it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from compress.answers import digest_of, joined, kept_answers
+from compress.cache import cache_folder
 from compress.config import Distillation
+from compress.data import Data
 from compress.distillation import Along, objective, teacher_answers
 from compress.losses import supervised
-from compress.progress import bar
+from compress.progress import bar, say
 from compress.students import layer_map
-from compress.training import Corpus, Inputs, Objective, in_turn, model_inputs, tokenize
+from compress.teachers import Teacher, foreign_ask
+from compress.training import NO_TAG, Column, Corpus, Inputs, Objective, drawn, in_turn, model_inputs, tokenize
 from model.encoder import Encoder
-from model.errors import ConfigError
+from model.errors import ConfigError, DataError
 from model.tokenizer import Tokenizer, open_tokenizer
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What is learnt on: `part`, rows of the data with labels of `task`, and `others`, a list of texts without labels for each source."""
+
+    task: str
+    labels: list[str]
+    part: Any
+    others: tuple[list[str], ...]
+
+
+def texts_for(options: Distillation, data: Data, task: str, labels: list[str]) -> Texts:
+    """The texts that a stage learns on. A new source of text is one more list among `others`; the rest comes by itself.
+
+    Raises DataError for text without labels beside pairs, for which a text alone cannot stand.
+    """
+    part = drawn(data.splits["train"], options.train_texts, options.seed)
+    others: list[list[str]] = []
+    if data.unlabelled is not None:
+        say(f"  {data.unlabelled.words()}")
+        others.append(list(data.unlabelled.texts))
+    if others and data.pairs and task != "embedding":
+        raise DataError(f"{data.name} is a set of pairs; text without labels comes alone.", "Leave out --unlabelled.")
+    return Texts(task, labels, part, tuple(texts for texts in others if texts))
+
+
+def material(tokenizer: Tokenizer, texts: Texts, *, taught: bool) -> list[Corpus]:
+    """The sets tokenised, the labelled one first; the labels of the others mean nothing.
+
+    `taught` embeddings learn from every text by itself, since the teacher's vector is all that they need.
+    """
+    if texts.task == "embedding" and taught:
+        first = [*texts.part["text"][:], *texts.part["text_b"][:]]
+        return [Corpus(tokenizer, tokenizer.ids(each), torch.zeros(len(each))) for each in (first, *texts.others)]
+    corpus = tokenize(tokenizer, texts.part, texts.task, texts.labels)
+    return [corpus, *(_unlabelled(tokenizer, each, corpus) for each in texts.others)]
+
+
+def whole(corpora: Sequence[Corpus], columns: Mapping[str, Column] | None = None) -> Corpus:
+    """All sets as one corpus with these columns; with `labelled` where sets without labels are among them."""
+    first = corpora[0]
+    if len(corpora) == 1:
+        return replace(first, columns=columns or {})
+    labels = [corpus.labels for corpus in corpora]
+    if first.tags:
+        longest = max(tags.shape[1] for tags in labels)
+        labels = [torch.nn.functional.pad(tags, (0, longest - tags.shape[1]), value=NO_TAG) for tags in labels]
+    encodings = [encoding for corpus in corpora for encoding in corpus.encodings]
+    labelled = torch.arange(len(encodings)) < len(first)
+    return replace(first, encodings=encodings, labels=torch.cat(labels), columns={**(columns or {}), "labelled": labelled}, truth=None)
+
+
 def lessons(
-    student: Encoder, teacher: Encoder | None, corpus: Corpus, options: Distillation, work: Path, heard: Corpus | None = None
+    student: Encoder, tokenizer: Tokenizer, teacher: Teacher | None, texts: Texts, options: Distillation
 ) -> tuple[Corpus, Objective]:
     """The corpus to learn from and the objective; without a teacher, the data's labels alone.
 
-    The teacher runs once over the corpus and its answers are kept in `work`; what is compared for each token needs it to run along.
-    `heard`: the same texts as the teacher reads them, where its tokenizer is another. Raises ConfigError if the widths differ while hidden
-    states are compared, if tokens are to be compared across tokenizers, or if no loss has a weight.
+    The teacher runs once over the texts and its answers are kept in the cache; what is compared for each token needs it to run along.
+    Raises ConfigError if there is text without labels but no teacher, if the widths differ or the teacher has no states while hidden states
+    are compared, if tokens are to be compared across tokenizers, or if no loss has a weight.
     """
-    task = student.config.head.kind
     if teacher is None:
-        return corpus, supervised(task)
-    layers = layer_map(len(student.config.layers), len(teacher.config.layers), options.teacher_layers)
-    if options.hidden and student.config.width != teacher.config.width:
+        if texts.others:
+            raise ConfigError("Text without labels teaches through a teacher alone.", "Give --teacher, or leave out --unlabelled.")
+        return tokenize(tokenizer, texts.part, texts.task, texts.labels), supervised(texts.task)
+    _check_weights(texts.task, options)
+    corpora = material(tokenizer, texts, taught=True)
+    if teacher.model is None:
+        if options.hidden:
+            raise ConfigError("This teacher shows no hidden states.", "Give --hidden 0.")
+        return whole(corpora, in_turn(lambda: _foreign_answers(teacher, texts, options))), _objective(options, texts.task)
+    model = teacher.model
+    layers = layer_map(len(student.config.layers), len(model.config.layers), options.teacher_layers) if options.hidden else []
+    if options.hidden and student.config.width != model.config.width:
         raise ConfigError(
-            f"The student is {student.config.width} wide and the teacher {teacher.config.width}: their states cannot be compared.",
+            f"The student is {student.config.width} wide and the teacher {model.config.width}: their states cannot be compared.",
             "Give --hidden 0.",
         )
-    _check_weights(task, options)
+    theirs = open_tokenizer(teacher.path, options.max_length, typed=model.config.typed)
+    same = (theirs.digest, theirs.typed) == (tokenizer.digest, tokenizer.typed)
+    if not same:
+        refuse_tokens(texts.task, options)
+    if texts.task == "tagging" or (options.hidden_states == "tokens" and options.hidden):
+        return whole(corpora), _objective(options, texts.task, _along(model, layers, options.device))
+    heard = corpora if same else material(theirs, texts, taught=True)
+    return whole(corpora, in_turn(lambda: _own_answers(teacher, heard, layers, options))), _objective(options, texts.task)
+
+
+def _unlabelled(tokenizer: Tokenizer, texts: list[str], beside: Corpus) -> Corpus:
+    """Texts without labels, in the form of the labelled corpus `beside`; for tagging split at white space."""
+    if beside.tags:
+        encodings = tokenizer.words([text.split() for text in texts])
+        nothing = torch.full((len(encodings), max(len(encoding.ids) for encoding in encodings)), NO_TAG)
+        return Corpus(tokenizer, encodings, nothing, tags=True)
+    return Corpus(tokenizer, tokenizer.ids(texts), beside.labels.new_zeros(len(texts), *beside.labels.shape[1:]))
+
+
+def _along(teacher: Encoder, layers: list[int], device: str) -> Along:
+    teacher.eval().to(device)
+
+    @torch.no_grad()
+    def along(inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+        logits, states = teacher.states(**model_inputs(inputs))
+        return logits, [states[layer] for layer in layers]
+
+    return along
+
+
+def _own_answers(teacher: Teacher, heard: Sequence[Corpus], layers: list[int], options: Distillation) -> dict[str, Column]:
+    """The answers of a teacher that is an encoder of ours, to each corpus as it reads it."""
+    model: Any = teacher.model
+    model.eval().to(options.device)
     bf16 = options.precision == "bf16"
-    if heard is not None:
-        refuse_tokens(task, options)
-    if task == "tagging" or (options.hidden_states == "tokens" and options.hidden):
-        teacher.eval().to(options.device)
+    found = []
+    for corpus in heard:
 
-        @torch.no_grad()
-        def along(inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
-            logits, states = teacher.states(**model_inputs(inputs))
-            return logits, [states[layer] for layer in layers]
+        def ask(rows: list[int], corpus: Corpus = corpus) -> dict[str, Tensor]:
+            inputs = {name: value.to(options.device) for name, value in corpus.batch(rows).items()}
+            return teacher_answers(model, inputs, layers, bf16=bf16)
 
-        return corpus, _objective(options, task, along)
-    with bar("the teacher answers") as progress:
-        answers = in_turn(lambda: teacher_answers(teacher, heard or corpus, layers, work / "answers.safetensors", progress, bf16=bf16))
-    return replace(corpus, columns=answers), _objective(options, task)
+        tokens = digest_of([encoding.ids, encoding.types] for encoding in corpus.encodings)
+        key = {**_key(teacher, options), "layers": layers, "bf16": bf16, "tokens": tokens}
+        with bar("the teacher answers") as progress:
+            found.append(kept_answers(cache_folder(options.cache), key, corpus.lengths, ask, progress))
+    model.cpu()
+    return joined(found)
 
 
-def answered(student: Encoder, corpus: Corpus, options: Distillation, ask: Callable[[], dict[str, Tensor]]) -> tuple[Corpus, Objective]:
-    """`lessons` of a teacher that gives answers alone, once it is asked.
+def _foreign_answers(teacher: Teacher, texts: Texts, options: Distillation) -> dict[str, Column]:
+    """The answers of a teacher that transformers runs, to each set of texts."""
+    first = texts.part["text"][:], texts.part["text_b"][:] if "text_b" in texts.part.column_names else None
+    sets: list[tuple[list[str], list[str] | None]] = [first, *((other, None) for other in texts.others)]
+    found = []
+    for each, pairs in sets:
+        rows = zip(each, pairs, strict=True) if pairs else each
+        key = {**_key(teacher, options), "max_length": options.max_length, "texts": digest_of(rows)}
+        lengths = np.array([len(text) for text in each])
+        with bar("the teacher answers") as progress:
+            ask = foreign_ask(teacher, each, pairs, options.max_length)
+            found.append(kept_answers(cache_folder(options.cache), key, lengths, ask, progress))
+    return joined(found)
 
-    Raises ConfigError if hidden states are to be compared, or no loss has a weight.
-    """
-    task = student.config.head.kind
-    if options.hidden:
-        raise ConfigError("This teacher shows no hidden states.", "Give --hidden 0.")
-    _check_weights(task, options)
-    return replace(corpus, columns=in_turn(ask)), _objective(options, task)
+
+def _key(teacher: Teacher, options: Distillation) -> dict[str, Any]:
+    """What decides the answers but for the texts: with other threads or another device the last bits may be others."""
+    device = torch.cuda.get_device_name() if options.device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    runs = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device}
+    return {"teacher": teacher.digest, "order": teacher.order, **runs}
 
 
 def refuse_tokens(task: str, options: Distillation) -> None:
@@ -81,22 +190,6 @@ def _check_weights(task: str, options: Distillation) -> None:
         raise ConfigError("An embedding learns from its teacher's vectors, not from labels.", "Give --hard 0.")
     if not options.soft + options.hard + options.hidden:
         raise ConfigError("--soft, --hard and --hidden are all 0: there is nothing to learn from.", "Give at least one of them a weight.")
-
-
-def as_heard(path: Path, model: Encoder, corpus: Corpus, split: Any, labels: Sequence[str], options: Distillation) -> Corpus | None:
-    """`corpus`, which is made of `split`, as the teacher `model` of the directory `path` reads it; None if it reads the same tokens."""
-    tokenizer = open_tokenizer(path, options.max_length, typed=model.config.typed)
-    if tokenizer.digest == corpus.tokenizer.digest:
-        return None
-    return material(tokenizer, split, model.config.head.kind, labels, taught=True)
-
-
-def material(tokenizer: Tokenizer, split: Any, task: str, labels: Sequence[str], *, taught: bool) -> Corpus:
-    """What to learn from; `taught` embeddings learn from every text by itself, since the teacher's vector is all that they need."""
-    if task != "embedding" or not taught:
-        return tokenize(tokenizer, split, task, labels)
-    texts = [*split["text"][:], *split["text_b"][:]]
-    return Corpus(tokenizer, tokenizer.ids(texts), torch.zeros(len(texts)))
 
 
 def _objective(options: Distillation, task: str, along: Along | None = None) -> Objective:

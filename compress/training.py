@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,14 @@ POOL = 50  # batches among which texts of like length are brought together
 LONG = 512  # tokens: batches of longer texts are made of fewer, outside of training
 
 
+class Column(Protocol):
+    """A value of each text: a tensor, or what gives one for some rows (`compress.answers`)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: list[int], /) -> Tensor: ...
+
+
 class Part(NamedTuple):
     """Rows that one process computes at a time, and how much their mean counts."""
 
@@ -48,14 +56,14 @@ class Part(NamedTuple):
 class Corpus:
     """Tokenised texts with their labels, a row a text; for embeddings a row may be two texts, each encoded by itself.
 
-    `labels` [n], [n, labels] for several labels, [n, longest] with a tag for each token (`tags`); `columns` are tensors handed to the
-    objective by name; `truth` is what metrics compare with (see `compress.tasks`), `seconds` the second texts.
+    `labels` [n], [n, labels] for several labels, [n, longest] with a tag for each token (`tags`); `columns` are handed to the objective
+    by name; `truth` is what metrics compare with (see `compress.tasks`), `seconds` the second texts.
     """
 
     tokenizer: Tokenizer
     encodings: list[Encoding]
     labels: Tensor
-    columns: dict[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, Column] = field(default_factory=dict)
     truth: Any = None
     seconds: list[Encoding] | None = None
     tags: bool = False
@@ -99,7 +107,7 @@ class Corpus:
     def subset(self, size: int, seed: int) -> "Corpus":
         """`size` rows drawn by `seed` (all of them if there are fewer), without their truth."""
         rows = np.random.default_rng(seed).permutation(len(self))[:size].tolist()
-        columns = {name: column[rows] for name, column in self.columns.items()}
+        columns: dict[str, Column] = {name: column[rows] for name, column in self.columns.items()}
         seconds = None if self.seconds is None else [self.seconds[row] for row in rows]
         return replace(
             self, encodings=[self.encodings[row] for row in rows], labels=self.labels[rows], columns=columns, truth=None, seconds=seconds

@@ -28,6 +28,8 @@ TORCH_FREE = [
     "model.tokenizer",
     *(f"serve.{path.stem}" for path in sorted((ROOT / "serve").glob("*.py")) if path.stem != "__init__"),
     "compress.config",
+    "compress.cache",
+    "compress.unlabelled",
     "compress.stage",
     "compress.recipe",
     "compress.comparison",

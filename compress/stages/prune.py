@@ -11,7 +11,8 @@ from compress.pruning import check_heads, counts, prune_by
 from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from compress.tasks import labels_agree, quality_words
-from compress.teaching import as_heard, lessons, material
+from compress.teachers import open_teacher
+from compress.teaching import lessons, texts_for
 from compress.training import prepare, tokenize, train
 from model.checkpoint import load_model, save_model
 from model.errors import ConfigError
@@ -31,13 +32,9 @@ def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, worksp
     heads = counts(options.heads, [layer.attention.heads for layer in model.config.layers], "heads")
     check_heads(model.config, heads)
     neurons = counts(options.neurons, [layer.feedforward.neurons for layer in model.config.layers], "neurons")
-    teacher = load_model(sources["teacher"].path, backbone) if "teacher" in sources else None
+    teacher = open_teacher(sources["teacher"], data, backbone) if "teacher" in sources else None
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
-    corpus = material(tokenizer, data.splits["train"], task, labels, taught=teacher is not None)
-    heard = as_heard(sources["teacher"].path, teacher, corpus, data.splits["train"], labels, options) if teacher else None
-    if options.train_texts:
-        corpus, heard = (texts and texts.subset(options.train_texts, options.seed) for texts in (corpus, heard))
-    corpus, objective = lessons(model, teacher, corpus, options, workspace.work, heard)
+    corpus, objective = lessons(model, tokenizer, teacher, texts_for(options, data, task, labels), options)
     scored = corpus.subset(options.scoring_texts, options.seed)
     with bar("scoring heads and neurons") as progress:
         importance = taylor(model, scored.passing(options.batch_size, progress), objective)

@@ -10,7 +10,8 @@ from compress.quantization import calibrate, freeze, linears, observed
 from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from compress.tasks import labels_agree
-from compress.teaching import as_heard, lessons, material
+from compress.teachers import open_teacher
+from compress.teaching import lessons, material, texts_for, whole
 from compress.training import prepare, tokenize, train
 from model.checkpoint import load_model, save_model
 from model.errors import ConfigError
@@ -29,18 +30,16 @@ def run(options: QuantizeOptions, sources: Mapping[str, Source], data: Data, wor
         raise ConfigError(f"{source.path} is quantized already.", "Give the model that it was made from.")
     names = linears(model, options.keep)
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
-    teacher = load_model(sources["teacher"].path, backbone) if "teacher" in sources else None
-    corpus = material(tokenizer, data.splits["train"], task, labels, taught=teacher is not None)
+    teacher = open_teacher(sources["teacher"], data, backbone) if "teacher" in sources else None
+    texts = texts_for(options, data, task, labels)
+    corpus = whole(material(tokenizer, texts, taught=teacher is not None or bool(texts.others)))
     say(f"  {len(names)} linears to int8, ranges from {min(options.calibration_texts, len(corpus)):,} texts")
     watched = observed(model, names)
     with bar("calibrating") as progress:
         calibrate(watched, corpus.subset(options.calibration_texts, options.seed).passing(options.batch_size, progress))
     trained = None
     if options.method == "qat":
-        heard = as_heard(sources["teacher"].path, teacher, corpus, data.splits["train"], labels, options) if teacher else None
-        if options.train_texts:
-            corpus, heard = (texts and texts.subset(options.train_texts, options.seed) for texts in (corpus, heard))
-        corpus, objective = lessons(watched, teacher, corpus, options, workspace.work, heard)
+        corpus, objective = lessons(watched, tokenizer, teacher, texts, options)
         with bar("training with rounding") as progress:
             trained = train(watched, corpus, objective, options, workspace.work, progress)
     frozen = freeze(watched, names, embeddings=options.embeddings == "int8")

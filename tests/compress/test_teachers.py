@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from compress.cli import cli
 from compress.data import load_data
 from compress.sources import open_source
-from compress.teachers import foreign_answers, open_teacher
+from compress.teachers import foreign_ask, open_teacher
 from model.artifact import open_artifact
 from model.errors import AlambicError, ConfigError, DataError
 from tests.compress.chain import SMALL, write_data, write_encoder, write_tokenizer
@@ -62,11 +62,11 @@ def test_a_family_that_we_read_becomes_one_of_ours(folder):
     assert manifest.labels == ["bad", "good"] and manifest.metrics["student_layers"] == [1]
 
 
-def test_any_other_teaches_by_its_answers(folder, tmp_path):
+def test_any_other_teaches_by_its_answers(folder):
     model = write_teacher(folder / "mpnet", known=False)
     teacher = open_teacher(open_source(str(folder / "mpnet")), load_data(str(folder / "data")))
     assert teacher.model is None
-    found = foreign_answers(teacher, TEXTS, None, 24, tmp_path / "a.safetensors", lambda *_: None)["teacher_logits"]
+    found = foreign_ask(teacher, TEXTS, None, 24)([0, 1, 2])["teacher_logits"]
     tokenizer = hf.AutoTokenizer.from_pretrained(folder / "mpnet")
     for text, row in zip(TEXTS, found, strict=True):
         with torch.no_grad():
@@ -88,8 +88,14 @@ def test_a_student_with_a_base_of_its_own_learns_from_our_teacher(folder):
     distill(folder, folder / "again", "--depth", 2, out="teacher")
     distill(folder, folder / "teacher", "--base", folder / "again", "--depth", 1, out="student")
     assert open_artifact(folder / "student").manifest.metrics["student_layers"] == [1]
+    tokens = ("--hidden-states", "tokens")
+    distill(folder, folder / "teacher", "--base", folder / "again", *tokens, out="alike")  # the same tokenizer
+    file = folder / "again" / "tokenizer.json"
+    rules = json.loads(file.read_text())
+    rules["model"]["vocab"]["more"] = len(rules["model"]["vocab"])
+    file.write_text(json.dumps(rules))
     with pytest.raises(ConfigError, match="Tokens are to be compared, but the student and the teacher have tokenizers of their own"):
-        distill(folder, folder / "teacher", "--base", folder / "again", "--hidden-states", "tokens", out="y")
+        distill(folder, folder / "teacher", "--base", folder / "again", *tokens, out="y")
 
 
 def test_other_labels_are_refused(folder):
