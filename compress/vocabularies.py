@@ -23,7 +23,7 @@ from model.tokenizer_json import SPACE
 RULES = {"unigram": "nmt_nfkc_cf", "unigram_cased": "nmt_nfkc"}
 """Kind of vocabulary → SentencePiece's rule for normalizing text; unigram takes capitals for small letters."""
 COVERAGE = 0.9999  # share of all characters that become pieces; the rarest are unknown, or one odd text would cost many pieces
-SPECIAL = {
+SPECIAL: dict[str, Any] = {
     "pad_id": 0,
     "unk_id": 1,
     "bos_id": 2,
