@@ -97,10 +97,14 @@ def _integer_biases(model: ModelProto) -> None:
     nodes: list[NodeProto] = []
     for node in graph.node:
         activation, weight = (dequantized(name) for name in node.input[:2]) if node.op_type == "Gemm" else (None, None)
-        if activation is not None and weight is not None and len(node.input) == 3 and node.input[2] in constants:
+        if activation is not None and weight is not None and (len(node.input) == 2 or node.input[2] in constants):
             scale_x, scale_w = (numpy_helper.to_array(constants[part.input[1]]) for part in (activation, weight))
-            bias = numpy_helper.to_array(constants[node.input[2]])
             scale = (scale_x.astype(np.float64) * scale_w.astype(np.float64).reshape(-1)).astype(np.float32)
+            if len(node.input) == 2:  # the exporter leaves out a bias of zeros
+                node.input.append(f"{node.output[0]}_bias")
+                bias = np.zeros_like(scale)
+            else:
+                bias = numpy_helper.to_array(constants[node.input[2]])
             limits = np.iinfo(np.int32)
             integers = np.clip(np.round(bias / scale.astype(np.float64)), limits.min, limits.max).astype(np.int32)
             stem = node.input[2]

@@ -64,6 +64,18 @@ def test_quantized_linears_run_as_integers_and_answer_as_in_pytorch(tmp_path, ch
     assert compare(model, Session(tmp_path / "model.onnx"), pairs=False).signal_db > 30
 
 
+def test_linears_whose_biases_are_zero_run_as_integers_too(tmp_path):
+    """As in a model from nothing; the exporter leaves such a bias out."""
+    model = quantized()
+    with torch.no_grad():
+        for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith(("qkv.bias", "output.bias", "up.bias", "down.bias")):
+                parameter.zero_()
+    export_graph(model, tmp_path / "model.onnx", opset=20, pairs=False)
+    assert audit(tmp_path / "model.onnx").integer == 8
+    assert compare(model, Session(tmp_path / "model.onnx"), pairs=False).signal_db > 30
+
+
 def test_a_text_answers_alike_alone_and_in_a_batch(tmp_path):
     """Static scales: nothing depends on the neighbours, to the last bit but for the order of sums."""
     export_graph(quantized(), tmp_path / "model.onnx", opset=20, pairs=False)
