@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two lengths and fewer rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run")
+    parser.add_argument("--engine", choices=ENGINES, help="only this one (default: both)")
     parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)  # what a process of its own is asked for
     given = parser.parse_args()
     if given.memory_of:
@@ -198,7 +199,7 @@ def main() -> None:
         for kind in KINDS:
             print(f"\r  exporting {kind}          ", end="", file=sys.stderr, flush=True)
             export_graph(build(kind), folder / f"{kind}.onnx", opset=20, pairs=False)
-        for engine in ENGINES:
+        for engine in [given.engine] if given.engine else ENGINES:
             memory: dict[str, dict[int, float | None]] = {}
             for kind in KINDS:
                 asked = [sys.executable, __file__, "--device", given.device, "--memory-of", kind, engine]
@@ -210,8 +211,8 @@ def main() -> None:
             print("\n".join(table(engine, measured[engine])), flush=True)
     shape = {"width": WIDTH, "layers": LAYERS, "heads": HEADS, "neurons": NEURONS, "batch": 1, "threads": 1, "rounds": rounds}
     report = {
-        **measured["ort"],
-        "torch": measured["torch"],
+        **measured.pop("ort", {}),
+        **measured,
         "device": given.device,
         "shape": shape,
         "kinds": KINDS,

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from model import slots
 from model.attention_base import Attention, Relation, gathered, padded, places
-from model.kernels import HIDDEN, flex, has_flex
+from model.kernels import HIDDEN, KERNELS, flex, has_flex
 
 
 class SparseAttention(Attention):
@@ -23,7 +23,7 @@ class SparseAttention(Attention):
         raise NotImplementedError
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, positions: Relation, kernel: str) -> Tensor:
-        """Values [B, H, S, D]; the two sorts of keys are in two layouts, for which only FlexAttention has a kernel."""
+        """Values [B, H, S, D]."""
         if has_flex(kernel, q) and not self.dropped and not positions.adds:
             return flex(q, k, v, bias, self.visible)
         length = q.shape[2]
@@ -32,9 +32,9 @@ class SparseAttention(Attention):
         shape = (rows, self.stride)
         q, k, v = (torch.unflatten(padded(part, missing), 2, shape) for part in (q, k, v))  # [B, H, N, L, D]
         bias = torch.unflatten(padded(bias.transpose(-1, -2), missing, HIDDEN), 2, shape)  # [B, 1, N, L, 1], laid out like keys
-        return self._mix(q, k, v, bias, positions).flatten(2, 3)[:, :, :length]
+        return self._mix(q, k, v, bias, positions, kernel).flatten(2, 3)[:, :, :length]
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, positions: Relation) -> Tensor:
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, positions: Relation, kernel: str) -> Tensor:
         raise NotImplementedError
 
     def _weights(self, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,10 @@ class SparseAttention(Attention):
 
 
 class StridedAttention(SparseAttention):
-    """A token sees those fewer than `stride` away, and its column: those a multiple of `stride` away (Child et al. 2019, §4.2)."""
+    """A token sees those fewer than `stride` away, and its column: those a multiple of `stride` away (Child et al. 2019, §4.2).
+
+    The two sorts of keys are in two layouts, for which only FlexAttention has a kernel.
+    """
 
     def __init__(self, attention: slots.StridedAttention, width: int, dropout: float) -> None:
         super().__init__(attention, width, dropout)
@@ -55,7 +58,7 @@ class StridedAttention(SparseAttention):
         distance = (here - there).abs()
         return (distance < self.stride) | (distance % self.stride == 0)
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, positions: Relation) -> Tensor:
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, positions: Relation, kernel: str) -> Tensor:
         rows, stride = q.shape[2], self.stride
         row, column = places(rows, q), places(stride, q)
         around = torch.arange(1 - stride, 2 * stride - 1, device=q.device)
@@ -86,18 +89,18 @@ class FixedAttention(SparseAttention):
         rows = [torch.div(place, self.stride, rounding_mode="floor") for place in (here, there)]
         return (rows[0] == rows[1]) | (there % self.stride >= self.stride - self.summary)
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, positions: Relation) -> Tensor:
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, positions: Relation, kernel: str) -> Tensor:
+        # One layout for both sorts of keys: few far keys are copied to every row, and nothing as large as the scores is.
         rows = q.shape[2]
-        place = places(rows * self.stride, q).view(rows, self.stride)
-        near = _scores(q, k, bias, positions, place[:1, :, None], place[:1, None, :])
-        keys, values, hidden = (part[:, :, :, self.stride - self.summary :].flatten(2, 3)[:, :, None] for part in (k, v, bias))
-        there = place[:, self.stride - self.summary :].flatten()
-        far = _scores(q, keys, hidden, positions, place[..., None], there[None, None])
+        row, place = places(rows, q), places(rows * self.stride, q).view(rows, self.stride)
+        far = place[:, self.stride - self.summary :].flatten()
+        there = torch.cat((place, far.expand(rows, -1)), dim=1)
         # The summaries of its own row are already among the near ones.
-        row = places(rows, q)
-        own = torch.where(row[:, None] == row.repeat_interleave(self.summary), HIDDEN, 0.0)
-        near, far = self._weights(near, far + own[:, None, :])
-        return near @ v + far @ values
+        twice = torch.where(row[:, None] == row.repeat_interleave(self.summary), HIDDEN, 0.0)
+        keys, values, by_key = (gathered(part.flatten(2, 3), there) for part in (k, v, bias))
+        added = (by_key.squeeze(-1) + F.pad(twice, (self.stride, 0)))[..., None, :]  # [B, 1, N, 1, K]
+        by_place = positions.bias(q, place[..., None], there[:, None, :])
+        return KERNELS[kernel](q, keys, values, added if by_place is None else added + by_place, self.dropped)
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor, positions: Relation, here: Tensor, there: Tensor) -> Tensor:
