@@ -241,6 +241,13 @@ def test_a_student_of_its_own_vocabulary_learns_and_is_pruned_and_quantized(fold
     assert SENTENCEPIECE_FILE in open_artifact(folder / "onnx").manifest.files
 
 
+def test_text_without_labels_makes_pieces_too(folder):
+    (folder / "more.txt").write_text("zyzzyva was lovely\n" * 40)
+    distill(folder, "--unlabelled", folder / "more.txt", out="wider")
+    known, unknown = open_tokenizer(folder / "wider", 24), open_tokenizer(folder / "one", 24)
+    assert known.numbers["[UNK]"] not in known.split("zyzzyva") and unknown.numbers["[UNK]"] in unknown.split("zyzzyva")
+
+
 def test_tokens_are_not_compared_across_vocabularies(folder):
     with pytest.raises(ConfigError, match="Tokens are to be compared, but the student and the teacher have tokenizers") as error:
         distill(folder, "--hidden-states", "tokens", out="x")
