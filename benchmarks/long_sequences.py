@@ -108,10 +108,10 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def latency_ms(engine: str, device: str, folder: Path, lengths: list[int], rounds: int) -> Samples:
+def latency_ms(kinds: list[str], engine: str, device: str, folder: Path, lengths: list[int], rounds: int) -> Samples:
     """Milliseconds of every run, by kind and length; kinds and lengths in turn, after a round that does not count."""
-    runs = {kind: loaded(kind, engine, device, folder) for kind in KINDS}
-    samples: Samples = {kind: {length: [] for length in lengths} for kind in KINDS}
+    runs = {kind: loaded(kind, engine, device, folder) for kind in kinds}
+    samples: Samples = {kind: {length: [] for length in lengths} for kind in kinds}
     for number in range(rounds + 1):
         for length in lengths:
             for kind, run in runs.items():
@@ -148,7 +148,7 @@ def summary(samples: Samples, memory: dict[str, dict[int, float | None]]) -> dic
     def of_ratios(a: list[float], b: list[float]) -> float:
         return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
-    dense, others = samples["dense"], [kind for kind in KINDS if kind != "dense"]
+    dense, others = samples["dense"], [kind for kind in samples if kind != "dense"]
     pairs = {kind: (by_length[SHORT], by_length[LONG]) for kind, by_length in samples.items()}
     grown = {kind: (by_length[SHORT], by_length[LONG]) for kind, by_length in memory.items()}
     return {
@@ -169,7 +169,7 @@ def table(engine: str, found: dict[str, Any]) -> Iterator[str]:
     lengths = list(found["latency_ms"]["dense"])
     yield f"| {engine} | {' | '.join(f'{length} ms' for length in lengths)} | slope | × dense at {LONG} | MB at {LONG} | memory slope |"
     yield "|---" * (len(lengths) + 5) + "|"
-    for kind in KINDS:
+    for kind in found["latency_ms"]:
         cells = [f"{found['latency_ms'][kind][length]:.0f}" for length in lengths]
         low, high = found["slope_intervals"][kind]
         faster = found[f"speedup_at_{LONG}"].get(kind, 1.0)
@@ -184,6 +184,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run")
     parser.add_argument("--engine", choices=ENGINES, help="only this one (default: both)")
+    parser.add_argument("--kinds", nargs="+", choices=[kind for kind in KINDS if kind != "dense"], help="dense and these (default: all)")
+    parser.add_argument("--rounds", type=int, help="how often each is timed (default: 5, or 4 if quick)")
     parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)  # what a process of its own is asked for
     given = parser.parse_args()
     if given.memory_of:
@@ -191,23 +193,24 @@ def main() -> None:
         print(json.dumps(memory_mb(kind, engine, given.device, Path(folder), int(length))))
         return
     lengths, rounds = ([SHORT, LONG], 4) if given.quick else ([512, 1024, SHORT, 4096, LONG], 5)
+    rounds, kinds = given.rounds or rounds, ["dense", *given.kinds] if given.kinds else list(KINDS)
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         from export.graph import export_graph
 
-        for kind in KINDS:
+        for kind in kinds:
             print(f"\r  exporting {kind}          ", end="", file=sys.stderr, flush=True)
             export_graph(build(kind), folder / f"{kind}.onnx", opset=20, pairs=False)
         for engine in [given.engine] if given.engine else ENGINES:
             memory: dict[str, dict[int, float | None]] = {}
-            for kind in KINDS:
+            for kind in kinds:
                 asked = [sys.executable, __file__, "--device", given.device, "--memory-of", kind, engine]
                 runs = {
                     length: subprocess.run([*asked, str(length), name], capture_output=True, text=True, check=True) for length in lengths
                 }
                 memory[kind] = {length: json.loads(done.stdout.splitlines()[-1]) for length, done in runs.items()}
-            measured[engine] = summary(latency_ms(engine, given.device, folder, lengths, rounds), memory)
+            measured[engine] = summary(latency_ms(kinds, engine, given.device, folder, lengths, rounds), memory)
             print("\n".join(table(engine, measured[engine])), flush=True)
     shape = {"width": WIDTH, "layers": LAYERS, "heads": HEADS, "neurons": NEURONS, "batch": 1, "threads": 1, "rounds": rounds}
     report = {
@@ -215,7 +218,7 @@ def main() -> None:
         **measured,
         "device": given.device,
         "shape": shape,
-        "kinds": KINDS,
+        "kinds": {kind: KINDS[kind] for kind in kinds},
         "machine": machine_facts(),
     }
     if given.json:
