@@ -109,6 +109,7 @@ def _options(kind: type[Options]) -> Callable[[Any], Any]:
                 name,
                 type=click.Choice(choices) if choices else str if several else annotation,
                 metavar="LIST" if several else None,
+                multiple=several,
                 default=None,
                 help=f"{field.description}" + (f" [default: {shown}]" if shown not in (None, "") else ""),
             )(function)
@@ -132,7 +133,9 @@ def _make(
     from compress.sources import open_sources
     from compress.stage import run_stage
 
-    options = read_options(stage.options, {name: value for name, value in values.items() if value is not None}, f"compress {stage.name}")
+    # A list is one value, with commas, or its flag again and again.
+    given = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in values.items() if value not in (None, ())}
+    options = read_options(stage.options, given, f"compress {stage.name}")
     sources = open_sources(stage.kinds, paths)
     loaded = load_data(**data) if data else None
     outcome = run_stage(stage, options, sources, loaded, Path(out), overwrite=overwrite)

@@ -104,6 +104,21 @@ class Distillation(Training):
     unlabelled_text: str = _runtime("", "Their column with the text (default: every known one).")
     unlabelled_texts: int | None = _runtime(None, "Take this many of them, drawn by the seed.", ge=1)
     split_sentences: bool = _runtime(False, "Split them into sentences.")
+    augment: tuple[str, ...] = Field(
+        (),
+        description="New texts made from the training texts for the teacher to label, as KIND:COPIES a text: mask, ngram, mix, cross, "
+        "swap; retrieve:COPIES takes of the unlabelled texts only those that are near.",
+    )
+
+    @field_validator("augment")
+    @classmethod
+    def _readable(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if values:
+            from compress.augmentation import read_augmentation
+
+            for value in values:
+                read_augmentation(value)
+        return values
 
 
 class Selection(Distillation):

@@ -6,6 +6,7 @@ asked about each set by itself, so that its answers to one are found again whate
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from compress.config import Distillation
 from compress.data import Data
 from compress.distillation import Along, objective, teacher_answers
 from compress.losses import supervised
+from compress.new_texts import chooses, new_texts
 from compress.progress import bar, say
 from compress.students import layer_map
 from compress.teachers import Teacher, foreign_ask
@@ -37,18 +39,21 @@ class Texts:
     others: tuple[list[str], ...]
 
 
-def texts_for(options: Distillation, data: Data, task: str, labels: list[str]) -> Texts:
+def texts_for(options: Distillation, data: Data, task: str, labels: list[str], reader: Path) -> Texts:
     """The texts that a stage learns on. A new source of text is one more list among `others`; the rest comes by itself.
 
-    Raises DataError for text without labels beside pairs, for which a text alone cannot stand.
+    reader: the model whose tokenizer says how a word is hidden. Raises DataError for text without labels beside pairs, for which a text
+    alone cannot stand.
     """
+    if data.pairs and task != "embedding" and (data.unlabelled or options.augment):
+        raise DataError(f"{data.name} is a set of pairs; text without labels comes alone.", "Leave out --unlabelled and --augment.")
     part = drawn(data.splits["train"], options.train_texts, options.seed)
     others: list[list[str]] = []
     if data.unlabelled is not None:
         say(f"  {data.unlabelled.words()}")
-        others.append(list(data.unlabelled.texts))
-    if others and data.pairs and task != "embedding":
-        raise DataError(f"{data.name} is a set of pairs; text without labels comes alone.", "Leave out --unlabelled.")
+        if not chooses(options):
+            others.append(list(data.unlabelled.texts))
+    others.extend(new_texts(options, data, part, reader))
     return Texts(task, labels, part, tuple(texts for texts in others if texts))
 
 
@@ -89,7 +94,9 @@ def lessons(
     """
     if teacher is None:
         if texts.others:
-            raise ConfigError("Text without labels teaches through a teacher alone.", "Give --teacher, or leave out --unlabelled.")
+            raise ConfigError(
+                "Text without labels teaches through a teacher alone.", "Give --teacher, or leave out --unlabelled and --augment."
+            )
         return tokenize(tokenizer, texts.part, texts.task, texts.labels), supervised(texts.task)
     _check_weights(texts.task, options)
     corpora = material(tokenizer, texts, taught=True)

@@ -1,0 +1,219 @@
+"""New texts from the training texts, for a teacher to label: the student of a small data set needs more to learn from than the set has.
+
+A kind takes texts and gives about `copies` new ones for each. None sees a label: whatever a new text means, the teacher says it afterwards.
+Words are what white space separates, so the punctuation and case of the corpus stay as they are.
+
+- `mask`: words hidden behind the mask token; `ngram`: a run of words by itself (both Tang et al. 2019, §3.2).
+- `mix`: the beginning of one text and the end of another, joined at a random place; `cross`: joined at a word that both have.
+- `swap`: runs of words exchanged for others that stand between the same two words elsewhere in the corpus (the substitutable fragments
+  of Andreas 2020, whose environments here are one word on each side).
+- `retrieve`: the nearest texts of an unlabelled pool, which is handed in, by TF-IDF over words and word pairs.
+
+Everything is drawn from a seed, and each text and kind has a generator of its own, so that more copies go on where fewer end, and other
+kinds beside it change nothing. Torch-free.
+"""
+
+import itertools
+import random
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from compress.unlabelled import plain
+from model.errors import ConfigError
+
+LONGEST_NGRAM = 5  # Tang et al. 2019
+LONGEST_RUN = 4  # words that swap takes out or puts in
+TRIES = 30  # draws for a place to swap or join at, before a text is left as it is
+MOST = 1000  # copies
+VERSION = 1  # of what is drawn: another number where the same seed makes other texts
+HIDDEN = (0.1, 0.4)  # share of the words that mask hides, drawn for each copy
+
+
+@dataclass(frozen=True)
+class Material:
+    """What new texts are made of.
+
+    `texts` are the training texts, `pool` the unlabelled ones (for `retrieve`), `mask` the tokenizer's mask token (for `mask`).
+    """
+
+    texts: Sequence[str]
+    seed: int
+    pool: Sequence[str] = ()
+    mask: str = ""
+    words: list[list[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "words", [text.split() for text in self.texts])
+
+    def draws(self, kind: str, copies: int) -> Iterator[tuple[list[str], random.Random]]:
+        """Each text's words `copies` times, with a generator for what is made of it."""
+        for words, text in zip(self.words, self.texts, strict=True):
+            generator = random.Random(f"{self.seed} {kind} {text}")  # seeds by SHA-512: the same in every process
+            for _ in range(copies):
+                yield words, generator
+
+
+def read_augmentation(value: str) -> tuple[str, int]:
+    """`swap:10` → kind and copies; raises ConfigError for anything else."""
+    kind, _, copies = value.partition(":")
+    if kind not in KINDS:
+        raise ConfigError(f"--augment {value}: there is no kind {kind!r}.", f"Kinds: {', '.join(KINDS)}.")
+    if not copies.isdecimal() or not 1 <= int(copies) <= MOST:
+        raise ConfigError(f"--augment {value}: {copies!r} is not a number of copies.", f"Write {kind}:10, 1 to {MOST:,} copies a text.")
+    return kind, int(copies)
+
+
+def augment(kind: str, copies: int, material: Material) -> list[str]:
+    """About `copies` new texts of `kind` for each training text, in their order; with repeats, and now and then an old text.
+
+    Raises ConfigError if the material lacks what the kind needs.
+    """
+    if kind == "mask" and not material.mask:
+        raise ConfigError("--augment mask hides words, but the tokenizer has no mask token.", "Take another kind, such as swap.")
+    if kind == "retrieve" and not material.pool:
+        raise ConfigError("--augment retrieve has no texts to choose from.", "Name some with --unlabelled.")
+    return [text for text in KINDS[kind](material, copies) if text.strip()]
+
+
+def kept(new: Iterable[str], known: Iterable[str]) -> list[str]:
+    """`new` without repeats and without `known` texts, in their order; case, spaces and punctuation do not make a text another one."""
+    seen = {plain(text) for text in known}
+    found = []
+    for text in new:
+        if (form := plain(text)) not in seen:
+            seen.add(form)
+            found.append(text)
+    return found
+
+
+def _mask(material: Material, copies: int) -> Iterator[str]:
+    for words, generator in material.draws("mask", copies):
+        if len(words) < 2:  # nothing would be left
+            continue
+        share = generator.uniform(*HIDDEN)
+        hidden = {place for place in range(len(words)) if generator.random() < share} or {generator.randrange(len(words))}
+        if len(hidden) == len(words):
+            hidden.remove(generator.choice(sorted(hidden)))
+        yield " ".join(material.mask if place in hidden else word for place, word in enumerate(words))
+
+
+def _ngram(material: Material, copies: int) -> Iterator[str]:
+    for words, generator in material.draws("ngram", copies):
+        if len(words) < 2:
+            continue
+        length = generator.randint(1, min(LONGEST_NGRAM, len(words) - 1))
+        start = generator.randrange(len(words) - length + 1)
+        yield " ".join(words[start : start + length])
+
+
+def _mix(material: Material, copies: int) -> Iterator[str]:
+    for words, generator in material.draws("mix", copies):
+        other = generator.choice(material.words)
+        if words and other:
+            yield " ".join(words[: generator.randint(1, len(words))] + other[generator.randrange(len(other)) :])
+
+
+def _cross(material: Material, copies: int) -> Iterator[str]:
+    corpus = _Occurrences(material.words)
+    for words, generator in material.draws("cross", copies):
+        for _ in range(TRIES):
+            place = generator.randrange(len(words)) if words else 0
+            if not 0 < place < len(words) - 1:  # joined at its first or last word, one text would be all of it
+                continue
+            found = generator.choice(corpus.places[words[place].casefold()])
+            rest = corpus.after(found)
+            if rest and rest != words[place + 1 :]:
+                yield " ".join(words[: place + 1] + rest)
+                break
+
+
+def _swap(material: Material, copies: int) -> Iterator[str]:
+    corpus = _Occurrences(material.words)
+    for words, generator in material.draws("swap", copies):
+        made = words
+        for _ in range(generator.randint(1, 3)):
+            made = _swapped(made, corpus, generator)
+        if made is not words:
+            yield " ".join(made)
+
+
+def _swapped(words: list[str], corpus: "_Occurrences", generator: random.Random) -> list[str]:
+    """`words` with one run of them exchanged; `words` itself where no other run was found."""
+    for _ in range(TRIES):
+        if not words:
+            break
+        start = generator.randrange(len(words))
+        stop = min(len(words), start + generator.randint(1, LONGEST_RUN))
+        left = words[start - 1].casefold() if start else _Occurrences.EDGE
+        right = words[stop].casefold() if stop < len(words) else _Occurrences.EDGE
+        run = corpus.run(generator.choice(corpus.places[left]), right)
+        if run and run != words[start:stop] and not (left == right == _Occurrences.EDGE):
+            return words[:start] + run + words[stop:]
+    return words
+
+
+class _Occurrences:
+    """Where each word stands in the corpus; texts are parted by an edge, which is a word that no text has."""
+
+    EDGE = ""
+
+    def __init__(self, texts: Sequence[Sequence[str]]) -> None:
+        self.flat = [self.EDGE]
+        for words in texts:
+            self.flat.extend((*words, self.EDGE))
+        self.places: dict[str, array[int]] = defaultdict(lambda: array("q"))
+        for place, word in enumerate(self.flat[:-1]):
+            self.places[word.casefold()].append(place)
+
+    def after(self, place: int) -> list[str]:
+        """The words from behind `place` to the end of its text."""
+        return self.flat[place + 1 : self.flat.index(self.EDGE, place + 1)]
+
+    def run(self, left: int, right: str) -> list[str]:
+        """The at most LONGEST_RUN words between the place `left` and the next word `right` in its text; none if there is no such."""
+        for stop in range(left + 1, min(left + LONGEST_RUN + 2, len(self.flat))):
+            if self.flat[stop].casefold() == right:
+                return self.flat[left + 1 : stop]
+            if self.flat[stop] == self.EDGE:
+                break
+        return []
+
+
+def _retrieve(material: Material, copies: int) -> list[str]:
+    terms = [_terms(text) for text in material.pool]
+    counts = Counter(term for found in terms for term in found)
+    weight = {term: float(np.log(len(terms) / count)) for term, count in counts.items()}
+    postings: dict[str, list[int]] = defaultdict(list)
+    for number, found in enumerate(terms):
+        for term in found:
+            postings[term].append(number)
+    lists = {term: np.array(numbers) for term, numbers in postings.items()}
+    size = np.sqrt([sum(weight[term] ** 2 for term in found) for found in terms]) + 1e-9
+    nearest: list[int] = []
+    for text in material.texts:
+        scores = np.zeros(len(terms))
+        for term in _terms(text) & weight.keys():
+            scores[lists[term]] += weight[term] ** 2
+        scores /= size
+        best = np.argsort(-scores, kind="stable")[:copies]
+        nearest.extend(best[scores[best] > 0].tolist())
+    return [material.pool[number] for number in nearest]
+
+
+def _terms(text: str) -> set[str]:
+    words = text.casefold().split()
+    return {*words, *(f"{first} {second}" for first, second in itertools.pairwise(words))}
+
+
+KINDS: dict[str, Callable[[Material, int], Iterable[str]]] = {
+    "mask": _mask,
+    "ngram": _ngram,
+    "mix": _mix,
+    "cross": _cross,
+    "swap": _swap,
+    "retrieve": _retrieve,
+}
