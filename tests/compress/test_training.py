@@ -66,6 +66,20 @@ def trained(tmp_path: Path, corpus: Corpus, name: str, **options: object) -> tup
         return model(inputs["input_ids"], inputs["attention_mask"]), told["loss"]
 
 
+def test_frozen_embeddings_stay_while_all_else_learns(tmp_path):
+    fresh = tiny_encoder(vocabulary=80, head={"labels": 2}, dropout=0.0).state_dict()
+
+    def changed(frozen):
+        model = tiny_encoder(vocabulary=80, head={"labels": 2}, dropout=0.0)
+        options = TrainOptions(batch_size=8, learning_rate=1e-2, threads=1, frozen=frozen)
+        train(model, corpus(tmp_path), supervised("classification"), options, tmp_path / frozen, lambda *_: None)
+        return {name for name, value in model.state_dict().items() if not torch.equal(value, fresh[name])}
+
+    whole, rest = changed("nothing"), changed("embeddings")
+    assert rest == {name for name in whole if not name.startswith("embeddings.")} != whole
+    assert any(name.startswith("layers.") for name in rest)
+
+
 @pytest.mark.parametrize("options", [{"accumulation": 3}, {"checkpointing": True}], ids=str)
 def test_what_saves_memory_changes_nothing(tmp_path, options):
     texts = corpus(tmp_path)
