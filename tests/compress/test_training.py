@@ -67,12 +67,13 @@ def trained(tmp_path: Path, corpus: Corpus, name: str, **options: object) -> tup
 
 
 def test_frozen_embeddings_stay_while_all_else_learns(tmp_path):
+    texts = corpus(tmp_path)
     fresh = tiny_encoder(vocabulary=80, head={"labels": 2}, dropout=0.0).state_dict()
 
     def changed(frozen):
         model = tiny_encoder(vocabulary=80, head={"labels": 2}, dropout=0.0)
         options = TrainOptions(batch_size=8, learning_rate=1e-2, threads=1, frozen=frozen)
-        train(model, corpus(tmp_path), supervised("classification"), options, tmp_path / frozen, lambda *_: None)
+        train(model, texts, supervised("classification"), options, tmp_path / frozen, lambda *_: None)
         return {name for name, value in model.state_dict().items() if not torch.equal(value, fresh[name])}
 
     whole, rest = changed("nothing"), changed("embeddings")
