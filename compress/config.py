@@ -58,6 +58,7 @@ class Training(Options):
     checkpoint_every: int = _runtime(200, "Steps between checkpoints, from which a killed run goes on.", ge=1)
 
 
+EARLY_POOLING = "Pool in the last layer before its output projection and feed-forward network, which then run once a text: faster."
 VOCABULARIES = ("unigram", "unigram_cased")
 
 
@@ -82,6 +83,7 @@ class TrainOptions(Training):
     attention: tuple[str, ...] = Field(
         (), description="Other attention for the layers, such as window:512; of several, they take each in turn (default: the base's)."
     )
+    early_pooling: bool = Field(False, description=EARLY_POOLING)
     vocabulary: str | None = Field(
         None, description="Train a vocabulary on the texts, such as unigram:16000; unigram_cased tells capitals from small letters."
     )
@@ -140,6 +142,7 @@ class DistillOptions(Selection):
 
     depth: int = Field(2, ge=1, description="Layers of the student, started from the teacher layers that they are mapped to.")
     dropout: float | None = Field(0.0, ge=0, lt=1, description="Dropout of the student.")
+    early_pooling: bool = Field(False, description=EARLY_POOLING)
     attention: tuple[str, ...] = Field(
         (), description="Other attention for the student's layers, such as window:512; of several, they take each in turn."
     )

@@ -9,12 +9,15 @@ from torch.nn import functional as F
 
 from compress.losses import HARD, SOFT
 from compress.training import Inputs, Objective, model_inputs
+from model.errors import ConfigError
 
 Along = Callable[[Inputs], tuple[Tensor, list[Tensor]]]
 
 
 def pooled(state: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real tokens: [B, S, W] and [B, S] → [B, W]."""
+    """Mean over the real tokens: [B, S, W] and [B, S] → [B, W]; the state of a layer that pools by itself, [B, W], stays."""
+    if state.ndim == 2:
+        return state
     weights = mask.to(state.dtype).unsqueeze(-1)
     return (state * weights).sum(1) / weights.sum(1)
 
@@ -62,6 +65,11 @@ def objective(
         if along is not None:
             teacher_logits, teacher_states = along(inputs)
             real = mask.bool()
+            if any(state.ndim == 2 for state in (*states, *teacher_states)):
+                raise ConfigError(
+                    "The states of all tokens are to be compared, but with early pooling the last layer has one state a text.",
+                    "Give --hidden-states pooled, or distill without --early-pooling.",
+                )
             pairs = [(state[real], target[real]) for state, target in zip(states, teacher_states, strict=True)]
         else:
             teacher_logits = inputs["teacher_logits"]

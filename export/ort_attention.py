@@ -5,6 +5,7 @@
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ class OrtAttention(nn.Module):
         self.qkv = dense.qkv
         self.output = dense.output
 
-    def forward(self, x: Tensor, bias: Tensor, *_: Any) -> Tensor:
-        """`x` and the result are [B*S, W]; `bias`, [B, 1, 1, S], is 0 where there is a token."""
+    def forward(self, x: Tensor, bias: Tensor, positions: Any, kernel: str, pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """`x` and the result are [B*S, W]; `bias`, [B, 1, 1, S], is 0 where there is a token; with `pool` the result is [B, W]."""
         batch, length, width = bias.shape[0], bias.shape[-1], self.output.in_features
         mask = (bias[:, 0, 0, :] == 0).to(torch.int32)
         mixed: Tensor = torch.onnx.ops.symbolic(
@@ -37,7 +38,7 @@ class OrtAttention(nn.Module):
             shape=(batch, length, width),
             version=1,
         )
-        y: Tensor = self.output(mixed.reshape(-1, width))
+        y: Tensor = self.output(mixed.reshape(-1, width) if pool is None else pool(mixed))
         return y
 
 

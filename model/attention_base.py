@@ -5,6 +5,7 @@ linears export as one Gemm with its bias, and ONNX Runtime cannot fuse residuals
 its parts.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -41,8 +42,13 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(self.head_width, eps=1e-6) if attention.query_key_norm else None
         self.output = nn.Linear(self.heads * self.head_width, width)
 
-    def forward(self, x: Tensor, bias: Tensor, positions: Relation, kernel: str) -> Tensor:
-        """`x` and the result are [B*S, W]; `bias` [B, 1, 1, S] is 0 where there is a token and -10,000 where there is padding."""
+    def forward(
+        self, x: Tensor, bias: Tensor, positions: Relation, kernel: str, pool: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """`x` and the result are [B*S, W]; `bias` [B, 1, 1, S] is 0 where there is a token and -10,000 where there is padding.
+
+        With `pool` ([B, H, S, D] to [B, H, D]) the result is [B, W]: what is mixed is pooled before it is projected.
+        """
         batch, length = bias.shape[0], bias.shape[-1]
         packed = self.qkv(x).view(batch, length, self.heads + 2 * self.keys, self.head_width).transpose(1, 2)
         q, k, v = packed.split((self.heads, self.keys, self.keys), dim=1)  # [B, H or G, S, D]
@@ -52,7 +58,8 @@ class Attention(nn.Module):
         if self.keys < self.heads:
             k, v = (part.repeat_interleave(self.heads // self.keys, dim=1) for part in (k, v))
         mixed = self.mix(q, k, v, bias, positions, kernel)
-        y: Tensor = self.output(mixed.transpose(1, 2).reshape(-1, self.heads * self.head_width))
+        rows = mixed.transpose(1, 2) if pool is None else pool(mixed)
+        y: Tensor = self.output(rows.reshape(-1, self.heads * self.head_width))
         return y
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, positions: Relation, kernel: str) -> Tensor:

@@ -99,6 +99,8 @@ class EncoderConfig(Slot):
 
     `embedding_width`: of the tables, where they are narrower than the encoder and projected to its width (Lan et al. 2020, §3.1).
     `token_dropout`: share of the tokens, not counting the first, whose embedding is left out in training (Iyyer et al. 2015, §3.1).
+    `early_pooling`: the last layer pools what its attention gives, and what that is added to, as the head would pool the states; its
+    output projection, feed-forward network and norms then run on one row a text.
     """
 
     vocabulary: int = Field(ge=1)
@@ -111,6 +113,7 @@ class EncoderConfig(Slot):
     norm_first: bool = False
     dropout: float = Field(default=0.1, ge=0, lt=1)
     layers: tuple[LayerConfig, ...] = Field(min_length=1)
+    early_pooling: bool = False
     head: Head
     max_length: int = Field(default=512, ge=2)
     quantization: Quantization | None = None
@@ -140,7 +143,18 @@ class EncoderConfig(Slot):
         for number, layer in enumerate(self.layers):
             for problem in self._impossible(layer):
                 raise ValueError(f"layer {number} has {problem}")
+        if self.early_pooling:
+            self._pools_early()
         return self
+
+    def _pools_early(self) -> None:
+        last = self.layers[-1].attention.kind
+        if not hasattr(self.head, "pooling"):
+            raise ValueError(f"early_pooling leaves one row a text, but a {self.head.kind} head answers for each token: leave it out")
+        if last != "dense":
+            raise ValueError(f"early_pooling is for dense attention, but the last layer has {last}: leave it out, or make that layer dense")
+        if self.norm.kind == "batchnorm":
+            raise ValueError("early_pooling would mix averages over tokens with those over texts in batchnorm: choose another norm")
 
     def _impossible(self, layer: LayerConfig) -> Iterator[str]:
         attention, positions = layer.attention, layer.positions or self.positions

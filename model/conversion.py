@@ -1,4 +1,7 @@
-"""One kind of attention for another: the weights that carry over are kept (Beltagy et al. 2020, §5: dense to window for long documents)."""
+"""An encoder in another configuration, with the weights that carry over.
+
+One kind of attention for another is after Beltagy et al. 2020, §5 (dense to window for long documents).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +35,13 @@ def read_attention(text: str) -> dict[str, Any]:
     if parameter is None or not size.isdecimal():
         raise ConfigError(f"{text!r} is no attention: {kind} takes {parameter or 'no size'}.", "Write it as window:512, or as dense.")
     return {"kind": kind, parameter: int(size)}
+
+
+def rebuilt(encoder: Encoder, **changes: Any) -> Encoder:
+    """`encoder` with `changes` of its configuration that leave every weight what it is, such as early_pooling; raises ConfigError."""
+    made = Encoder(encoder.config.changed(**changes))
+    made.load_state_dict(encoder.state_dict())
+    return made.train(encoder.training)
 
 
 def convert_attention(encoder: Encoder, kinds: Sequence[dict[str, Any]], **changes: Any) -> Encoder:

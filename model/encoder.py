@@ -3,6 +3,7 @@
 Shapes: B texts, S tokens, W width. Between embeddings and head the activations are flat, [B*S, W] (see model/attention.py).
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from model.attention_linformer import LinformerAttention
 from model.config import EncoderConfig, LayerConfig, Quantization
 from model.errors import ConfigError
 from model.feedforward import FEEDFORWARDS
-from model.heads import HEADS
+from model.heads import HEADS, POOLINGS
 from model.masks import attention_bias
 from model.norms import NORMS, BatchNorm
 from model.positions import POSITIONS, LearnedPositions
@@ -65,11 +66,16 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward network, each added to its input; normed after (BERT) or, with norm_first, before."""
+    """Attention and feed-forward network, each added to its input; normed after (BERT) or, with norm_first, before.
 
-    def __init__(self, layer: LayerConfig, config: EncoderConfig) -> None:
+    With `pooling`, what attention mixed and what it is added to are pooled to one row a text before all else: since projecting and adding
+    are linear, pooling the sum would give the same, but for a text without tokens. The norm and the network then see means of tokens.
+    """
+
+    def __init__(self, layer: LayerConfig, config: EncoderConfig, pooling: str | None = None) -> None:
         super().__init__()
         self.norm_first = config.norm_first
+        self.pool = POOLINGS[pooling] if pooling else None
         positions = layer.positions or config.positions
         self.positions = RELATIONS[positions.kind](positions, layer.attention)
         self.attention = ATTENTIONS[layer.attention.kind](layer.attention, config.width, config.dropout)
@@ -79,14 +85,15 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor, bias: Tensor, kernel: str) -> Tensor:
-        """[B*S, W] to [B*S, W]; `mask` is [B, S], `bias` what it adds to scores, [B, 1, 1, S]."""
+        """[B*S, W] to [B*S, W], or [B, W] where it pools; `mask` is [B, S], `bias` what it adds to scores, [B, 1, 1, S]."""
+        pool = None if self.pool is None else partial(self.pool, mask=mask)
+        attended = _normed(self.attention_norm, x, mask) if self.norm_first else x
+        attended = self.dropout(self.attention(attended, bias, self.positions, kernel, pool))
+        x = attended + (x if pool is None else pool(x.unflatten(0, mask.shape)))
         if self.norm_first:
-            x = x + self.dropout(self.attention(_normed(self.attention_norm, x, mask), bias, self.positions, kernel))
-            x = x + self.dropout(self.feedforward(_normed(self.feedforward_norm, x, mask)))
-        else:
-            x = _normed(self.attention_norm, x + self.dropout(self.attention(x, bias, self.positions, kernel)), mask)
-            x = _normed(self.feedforward_norm, x + self.dropout(self.feedforward(x)), mask)
-        return x
+            return x + self.dropout(self.feedforward(_normed(self.feedforward_norm, x, mask)))
+        x = _normed(self.attention_norm, x, mask)
+        return _normed(self.feedforward_norm, x + self.dropout(self.feedforward(x)), mask)
 
 
 def _normed(norm: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
@@ -109,7 +116,8 @@ class Encoder(nn.Module):
         self.kernel = "sdpa"
         self.checkpointing = False
         self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(Layer(layer, config) for layer in config.layers)
+        pooling = getattr(config.head, "pooling", None) if config.early_pooling else None
+        self.layers = nn.ModuleList([*(Layer(layer, config) for layer in config.layers[:-1]), Layer(config.layers[-1], config, pooling)])
         self.norm = NORMS[config.norm.kind](config.norm, config.width) if config.norm_first else nn.Identity()
         self.head = HEADS[config.head.kind](config.head, config.width, config.dropout)
         initialise(self)
@@ -121,7 +129,10 @@ class Encoder(nn.Module):
         return self.states(input_ids, attention_mask, token_type_ids)[0]
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Logits [B, labels] and what each layer gave, [B, S, W] (before the final norm, if there is one)."""
+        """Logits [B, labels] and what each layer gave, [B, S, W] (before the final norm, if there is one).
+
+        What the last layer gives is [B, W] with `early_pooling`.
+        """
         batch, length = input_ids.shape
         kernel = "eager" if torch.compiler.is_exporting() else self.kernel
         mask = attention_mask.float()
@@ -130,8 +141,9 @@ class Encoder(nn.Module):
         states = []
         for layer in self.layers:
             x = self._layer(layer, x, mask, bias, kernel)
-            states.append(x.view(batch, length, -1))
-        logits = self.head(_normed(self.norm, x, mask).view(batch, length, -1), mask)
+            states.append(x.view(batch, length, -1) if layer.pool is None else x)
+        x = _normed(self.norm, x, mask)
+        logits = self.head(x if self.config.early_pooling else x.view(batch, length, -1), mask)
         return logits, states
 
     def _layer(self, layer: nn.Module, *inputs: Any) -> Tensor:

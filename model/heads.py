@@ -14,16 +14,24 @@ from model import config
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
     # A product of matrices sums over the tokens; the clamp keeps a text without tokens finite.
-    total = (mask[:, None, :] @ x)[:, 0]
-    return total / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
+    for _ in x.shape[1:-2]:
+        mask = mask[:, None]
+    total = (mask[..., None, :] @ x)[..., 0, :]
+    return total / mask.sum(dim=-1, keepdim=True).clamp(min=1.0)
 
 
 def _cls(x: Tensor, mask: Tensor) -> Tensor:
-    return x[:, 0]
+    return x[..., 0, :]
 
 
+# Of [B, S, W], or [B, H, S, D] for each head by itself, what stands for the text: [B, W] or [B, H, D]; the mask is [B, S].
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": _mean, "cls": _cls}
 HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": F.gelu, "relu": F.relu}
+
+
+def _pooled(pool: Callable[[Tensor, Tensor], Tensor], x: Tensor, mask: Tensor) -> Tensor:
+    """[B, S, W] to [B, W]; what the encoder has pooled before, [B, W], stays."""
+    return x if x.ndim == 2 else pool(x, mask)
 
 
 class PooledHead(nn.Module):
@@ -38,8 +46,8 @@ class PooledHead(nn.Module):
         self.output = nn.Linear(width, head.labels)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Logits [B, L] of states `x` [B, S, W] and the float `mask` [B, S], 1 where there is a token."""
-        x = self.dropout(self.pool(x, mask))
+        """Logits [B, L] of states `x` [B, S, W] and the float `mask` [B, S], 1 where there is a token; or of pooled states [B, W]."""
+        x = self.dropout(_pooled(self.pool, x, mask))
         if self.hidden is not None and self.activation is not None:
             x = self.dropout(self.activation(self.hidden(x)))
         logits: Tensor = self.output(x)
@@ -68,8 +76,8 @@ class EmbeddingHead(nn.Module):
         self.pool = POOLINGS[head.pooling]
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Vectors [B, W] of states `x` [B, S, W] and the float `mask` [B, S], 1 where there is a token."""
-        return F.normalize(self.pool(x, mask), dim=-1)
+        """Vectors [B, W] of states `x` [B, S, W] and the float `mask` [B, S], 1 where there is a token; or of pooled states [B, W]."""
+        return F.normalize(_pooled(self.pool, x, mask), dim=-1)
 
 
 HEADS: dict[str, Callable[..., nn.Module]] = {

@@ -19,7 +19,7 @@ from compress.tasks import labels_of, trainable
 from compress.training import prepare, tokenize, train
 from compress.vocabularies import moved, own_tokenizer, texts_of
 from model.checkpoint import save_model
-from model.conversion import convert_attention, read_attention
+from model.conversion import convert_attention, read_attention, rebuilt
 from model.encoder import Encoder
 from model.errors import ConfigError
 from model.tokenizer import Tokenizer, open_tokenizer
@@ -34,6 +34,8 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
     model, tokenizer = _begin(options, sources, head_of(task, len(labels), options.pooling), data, workspace)
     if options.attention:
         model = convert_attention(model, [read_attention(text) for text in options.attention])
+    if options.early_pooling:
+        model = rebuilt(model, early_pooling=True)
     tokenizer = replace(tokenizer, typed=model.config.typed)
     corpus = tokenize(tokenizer, data.splits["train"], task, labels)
     if task == "regression":  # start from the mean, which takes many small steps to reach

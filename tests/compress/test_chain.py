@@ -88,6 +88,18 @@ def test_distilling_states_of_all_tokens_with_the_teacher_running_along(house, t
     assert accuracy(tmp_path / "student") > 0.7
 
 
+def test_early_pooling_from_the_command_to_the_file(house, tmp_path):
+    more = ("--train-texts", 64, "--epochs", 2, *SMALL)
+    invoke("distill", house / "teacher", "--data", house / "data", "--out", tmp_path / "student", "--early-pooling", *more)
+    invoke("prune", tmp_path / "student", "--data", house / "data", "--out", tmp_path / "pruned", "--heads", 2, *more)
+    invoke("quantize", tmp_path / "pruned", "--data", house / "data", "--out", tmp_path / "int8", *SMALL)
+    invoke("export", tmp_path / "int8", "--out", tmp_path / "onnx")
+    assert load_model(tmp_path / "int8").config.early_pooling
+    assert open_artifact(tmp_path / "onnx").manifest.metrics["integer_linears"] == {"integer": 8, "total": 8}
+    invoke("train", house / "data", "--base", house / "student", "--out", tmp_path / "trained", "--early-pooling", *more)
+    assert load_model(tmp_path / "trained").config.early_pooling
+
+
 def test_a_pruned_model_recovers_without_a_teacher_too(house, tmp_path):
     options = ("--heads", "3,1", "--allocation", "global", "--neurons", "8", *SMALL)
     invoke("prune", house / "student", "--data", house / "data", "--out", tmp_path / "pruned", *options)

@@ -10,6 +10,7 @@ from compress.importance import Importance, taylor
 from compress.losses import divergence, supervised
 from compress.pruning import choose, counts, prune, prune_by
 from compress.students import inherit, layer_map
+from model.conversion import rebuilt
 from model.errors import ConfigError
 from tests.model.tiny import batch, tiny_encoder
 
@@ -170,3 +171,31 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_the_labels():
         assert float(along(teacher, one)) == pytest.approx(0, abs=1e-6)
         hard = objective(soft=0.0, hidden=0.0, hard=1.0, temperature=2.0)(teacher, given_all)
         assert float(hard) == pytest.approx(float(supervised("classification")(teacher, one)))
+
+
+def test_a_student_that_pools_early_is_compared_by_its_one_state():
+    teacher, one = tiny_encoder(), inputs()
+    student = rebuilt(teacher, early_pooling=True)
+    with torch.no_grad():
+        teacher_logits, states = teacher.states(one["input_ids"], one["attention_mask"])
+        own = student.states(one["input_ids"], one["attention_mask"])[1]
+        targets = [pooled(state, one["attention_mask"]) for state in states]
+        given_all = {**one, "teacher_logits": teacher_logits, "teacher_states": torch.stack(targets, 1)}
+        weights = {"soft": 0.0, "hard": 0.0, "hidden": 1.0, "temperature": 2.0}
+        expected = hidden_loss(own[1], targets[1]) / 2  # the first layer is the teacher's own
+        assert float(objective(**weights)(student, given_all)) == pytest.approx(float(expected), rel=1e-4) and expected > 0
+        with pytest.raises(ConfigError, match="with early pooling the last layer has one state a text") as error:
+            objective(**weights, along=lambda _: (teacher_logits, states))(student, one)
+        assert "--hidden-states pooled" in error.value.hint
+
+
+def test_a_student_that_pools_early_is_cut_by_scores_of_its_pooled_rows():
+    model = tiny_encoder(early_pooling=True)
+    importance = taylor(model, [inputs()], supervised("classification"))
+    assert (importance[1].heads > 0).all() and importance[1].neurons.sum() > 0
+    cut = prune(model, [[0, 1, 2, 3], [1]], [list(range(32)), [0, 4, 9]]).eval()
+    assert cut.config.early_pooling
+    with torch.no_grad():
+        model.layers[1].attention.output.weight[:, :6] = 0
+        model.layers[1].feedforward.down.weight[:, [neuron for neuron in range(20) if neuron not in (0, 4, 9)]] = 0
+    assert torch.allclose(logits(cut, inputs()), logits(model, inputs()), atol=1e-5)

@@ -35,6 +35,8 @@ SHAPES = [
         "layers": [{"attention": {"heads": 3, "head_width": 8}, "feedforward": {"kind": "glu", "neurons": 12}}],
         "head": {"labels": 3, "pooling": "cls"},
     },
+    {"early_pooling": True},
+    {"early_pooling": True, "norm_first": True, "head": {"labels": 3, "pooling": "cls"}},
 ]
 
 

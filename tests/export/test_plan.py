@@ -41,6 +41,7 @@ def refused(file, model, opset=None):
     [
         (quantized, {}),
         (quantized, ROTARY),
+        (quantized, {"early_pooling": True}),
         (quantized, layers(kind="glu", neurons=12)),
         (tiny_encoder, {"norm_first": True, "positions": {"kind": "none"}}),
         (tiny_encoder, layers(kind="glu", neurons=12, activation="gelu")),
