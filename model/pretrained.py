@@ -156,6 +156,8 @@ def _beyond_bert(config: EncoderConfig) -> Iterable[str]:
         yield config.norm.kind
     if config.norm_first:
         yield "norms before (norm_first)"
+    if config.early_pooling:
+        yield "early pooling"
     if config.quantization:
         yield "quantized parts"
     if config.embedding_width not in (None, config.width):

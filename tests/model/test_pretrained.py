@@ -167,6 +167,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
         (lambda: bert_encoder(positions={"kind": "none"}), "none positions"),
         (lambda: bert_encoder(norm={"kind": "rmsnorm"}), "rmsnorm"),
         (lambda: bert_encoder(norm_first=True), r"norms before \(norm_first\)"),
+        (lambda: bert_encoder(early_pooling=True), "early pooling"),
         (frozen_encoder, "quantized parts, layers that differ"),
         (tiny_encoder, "layers that differ from each other"),
         (
