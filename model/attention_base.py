@@ -42,9 +42,7 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(self.head_width, eps=1e-6) if attention.query_key_norm else None
         self.output = nn.Linear(self.heads * self.head_width, width)
 
-    def forward(
-        self, x: Tensor, bias: Tensor, positions: Relation, kernel: str, pool: Callable[[Tensor], Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, positions: Relation, kernel: str, pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """`x` and the result are [B*S, W]; `bias` [B, 1, 1, S] is 0 where there is a token and -10,000 where there is padding.
 
         With `pool` ([B, H, S, D] to [B, H, D]) the result is [B, W]: what is mixed is pooled before it is projected.

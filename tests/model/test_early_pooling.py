@@ -108,7 +108,7 @@ def test_an_embedding_is_pooled_early_too():
         ({"head": {"kind": "tagging", "labels": 3}}, "a tagging head answers for each token: leave it out"),
         ({"norm": {"kind": "batchnorm"}}, "batchnorm: choose another norm"),
         (
-            {"layers": {"count": 1, "attention": {"kind": "window", "window": 4, "heads": 4}, "feedforward": {"kind": "mlp", "neurons": 8}}},
+            {"layers": {"count": 1, "attention": {"kind": "window", "heads": 4}, "feedforward": {"kind": "mlp", "neurons": 8}}},
             "but the last layer has window: leave it out, or make that layer dense",
         ),
     ],
