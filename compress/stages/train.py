@@ -65,8 +65,9 @@ def _check_prefix(options: TrainOptions, base: Source) -> None:
             f"--prefix {options.prefix} steers a backbone that has learned something, but {base.path} is a configuration without weights."
         )
         raise ConfigError(what, "Give a model as --base, or train all of it (without --prefix).")
-    if options.attention:
-        what = f"--prefix and --attention {','.join(options.attention)} together: the backbone would not be the base any more."
+    other = [*([f"--attention {','.join(options.attention)}"] if options.attention else []), *(["--early-pooling"] * options.early_pooling)]
+    if other:
+        what = f"--prefix and {' and '.join(other)} together: the backbone would not be the base any more."
         raise ConfigError(what, "Convert the base first (`compress train --attention …`), then train the prefix on that.")
     if options.vocabulary is not None:
         what = f"--prefix and --vocabulary {options.vocabulary} together: the backbone would not be the base any more."
