@@ -3,7 +3,7 @@
 Shapes: B texts, S tokens, W width. Between embeddings and head the activations are flat, [B*S, W] (see model/attention.py).
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,14 +86,19 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, bias: Tensor, kernel: str) -> Tensor:
         """[B*S, W] to [B*S, W], or [B, W] where it pools; `mask` is [B, S], `bias` what it adds to scores, [B, 1, 1, S]."""
-        pool = None if self.pool is None else partial(self.pool, mask=mask)
+        pool = self._pool(mask)
         attended = _normed(self.attention_norm, x, mask) if self.norm_first else x
         attended = self.dropout(self.attention(attended, bias, self.positions, kernel, pool))
-        x = attended + (x if pool is None else pool(x.unflatten(0, mask.shape)))
+        x = attended + (x if pool is None else pool(x.view(mask.shape[0], mask.shape[1], -1)))
         if self.norm_first:
-            return x + self.dropout(self.feedforward(_normed(self.feedforward_norm, x, mask)))
+            y: Tensor = x + self.dropout(self.feedforward(_normed(self.feedforward_norm, x, mask)))
+            return y
         x = _normed(self.attention_norm, x, mask)
         return _normed(self.feedforward_norm, x + self.dropout(self.feedforward(x)), mask)
+
+    def _pool(self, mask: Tensor) -> Callable[[Tensor], Tensor] | None:
+        pool = self.pool
+        return None if pool is None else lambda x: pool(x, mask)
 
 
 def _normed(norm: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
