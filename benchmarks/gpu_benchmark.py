@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ MODELS = HERE / "models"
 SHAPES = ("minilm", "bert-base", "student")
 BATCHES, LENGTHS = (1, 8, 32, 128), (16, 64, 128, 512)
 TEXTS = 1000  # on which files of two precisions are compared
+CALIBRATION = 256  # texts that set the ranges of int8
 EAGER, GRAPH16 = "transformers:fp16", "ort-cuda-graph:fp16"
 
 
@@ -69,6 +70,7 @@ def runs(model: Path, provider: str) -> list[Run]:
         ("ort-tensorrt", "fp32", "plain"),
         ("ort-tensorrt", "fp16", "plain"),
         ("ort-tensorrt", "bf16", "plain"),
+        ("ort-tensorrt", "int8", "int8"),
     ):
         arguments = {"path": str(model / file), "way": way, "provider": provider, "precision": precision}
         found.append(Run(f"{way}:{precision}", "serve.gpu:open_gpu_predictor", {**arguments, "cache": str(HERE / "engines" / model.name)}))
@@ -76,7 +78,7 @@ def runs(model: Path, provider: str) -> list[Run]:
 
 
 def prepare(folder: Path, shapes: Sequence[str], given: dict[str, Path | None]) -> None:
-    """The models of `shapes`, random but for those given: as PyTorch artifacts, as files for a GPU, and in standard operators."""
+    """The models of `shapes`, random but for those given: as PyTorch artifacts, as files for a GPU, in standard operators, in int8."""
     sys.path.append(str(Path(__file__).parent / "models"))
     from random_weights import make_graph, make_model
 
@@ -97,8 +99,25 @@ def prepare(folder: Path, shapes: Sequence[str], given: dict[str, Path | None]) 
             "plain": ExportOptions(),
         }.items():
             print(make_graph(folder / shape / name, torch_, options), file=sys.stderr)
+        print(make_graph(folder / shape / "int8", _for_tensorrt(torch_, folder / shape / "int8-torch")), file=sys.stderr)
     texts = {"text": part["text"][:TEXTS], "label": part["label"][:TEXTS]}
     (folder / "texts.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+
+
+def _for_tensorrt(model: Path, out: Path) -> Path:
+    """The PyTorch artifact `model` with its linears in TensorRT's int8, calibrated on tweets."""
+    from datasets import DatasetDict
+
+    from compress.config import QuantizeOptions
+    from compress.data import load_data
+    from compress.sources import open_source
+    from compress.stage import STAGES, run_stage
+    from model.checkpoint import read_model_config
+
+    data = load_data("tweets")
+    few = replace(data, splits=DatasetDict({name: part.select(range(CALIBRATION)) for name, part in data.splits.items()}))
+    options = QuantizeOptions(scheme="tensorrt", calibration_texts=CALIBRATION, max_length=read_model_config(model).max_length)
+    return run_stage(STAGES["quantize"], options, {"model": open_source(str(model), "torch")}, few, out).path
 
 
 def measure_model(

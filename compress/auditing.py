@@ -37,7 +37,9 @@ def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Find
     exported = {name: artifact.manifest.options.get(name, "") or usual for name, usual in USUAL.items()}
     promised = plan.plan_of(config, **exported)
     audited, profiled = profile(file, vocabulary=config.vocabulary, longest=config.max_length, provider=provider, threads=threads)
-    judged = as_written(file) if exported["precision"] == "fp16" and provider == "cpu" else audited  # the CPU takes fp16 apart
+    # The CPU takes fp16 apart, and only TensorRT runs its own int8 as integers.
+    judged = as_written(file) if promised.elsewhere and (provider == "cpu" or promised.symmetric) else audited
+    found = [*plan.problems(promised, judged, profiled, provider), *plan.elsewhere(promised, audited, provider)]
     modules = {linear.node: linear.name for linear in audited.linears}
     return {
         "artifact": str(artifact.path),
@@ -46,11 +48,12 @@ def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Find
         "provider": profiled.provider,
         "threads": threads,
         "plan": asdict(promised),
-        "problems": [asdict(problem) for problem in plan.problems(promised, judged, profiled, provider)],
+        "problems": [asdict(problem) for problem in found],
         "counts": {
             "nodes": audited.nodes,
             "integer_linears": audited.integer,
             "float_linears": audited.float,
+            "symmetric_linears": judged.symmetric,
             "fused_attention": audited.count(*ATTENTION),
             "layers": len(config.layers),
             "casts": audited.casts,
@@ -128,6 +131,7 @@ def _lines(found: Findings) -> list[str]:
         f"ONNX Runtime {found['onnxruntime']}, {found['provider']}, threads {found['threads']}; times of texts × tokens, nodes in µs",
         f"{counts['nodes']} nodes{most}, {counts['casts']} casts, {counts['copies']} copies between host and device",
         f"{counts['integer_linears']} of {linears} linears run as integers ({plan['integer']} planned){by_plan}",
+        *([f"{counts['symmetric_linears']} of {plan['symmetric']} quantized linears are as TensorRT takes them"] * bool(plan["symmetric"])),
         f"one node each: {', '.join(f'{name} × {count}' for name, count in found['fusions'].items()) or 'nothing'}",
     ]
     if found["provider"] != "cpu":

@@ -35,7 +35,8 @@ EXAMPLES = {
         compress prune runs/student --teacher runs/teacher --data tweets --heads 4 --allocation global --out runs/pruned""",
     "quantize": """\b
         compress quantize runs/pruned --data tweets --out runs/quantized
-        compress quantize runs/pruned --teacher runs/teacher --data tweets --method qat --epochs 1 --out runs/quantized""",
+        compress quantize runs/pruned --teacher runs/teacher --data tweets --method qat --epochs 1 --out runs/quantized
+        compress quantize runs/pruned --data tweets --scheme tensorrt --out runs/for-tensorrt""",
     "export": """\b
         compress export runs/quantized --out runs/onnx
         compress export runs/teacher --precision fp16 --attention ort --out runs/gpu""",
@@ -49,7 +50,7 @@ SUMMARIES = {
     "train": "Fine-tune a base on DATA: the teacher.",
     "distill": "Teach a shallower student what TEACHER knows.",
     "prune": "Remove the least important heads and neurons of MODEL, then recover.",
-    "quantize": "Make MODEL's linears and embeddings int8.",
+    "quantize": "Make MODEL's linears and embeddings int8, for the CPU or for TensorRT.",
     "export": "Write MODEL as ONNX, checked against PyTorch and against what ONNX Runtime really runs.",
     "benchmark": "Measure MODELS against the first of them: latency, quality, size.",
 }

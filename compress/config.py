@@ -162,7 +162,12 @@ class QuantizeOptions(Distillation):
 
     method: Literal["calibrate", "qat"] = Field("calibrate", description="Calibration alone, or quantization-aware training after it.")
     calibration_texts: int = Field(512, ge=1, description="Training texts that set the ranges of activations.")
-    embeddings: Literal["int8", "fp32"] = Field("int8", description="How the token table is stored.")
+    scheme: Literal["cpu", "tensorrt"] = Field(
+        "cpu", description="What is to run it as integers: ONNX Runtime's CPU (uint8 activations) or TensorRT (int8, symmetric)."
+    )
+    embeddings: Literal["int8", "fp32"] | None = Field(
+        None, description="How the token table is stored (default: int8, and fp32 for TensorRT, which takes no other)."
+    )
     keep: tuple[str, ...] = Field((), description="Linears that stay fp32, by name (`compress inspect` lists them).")
 
 

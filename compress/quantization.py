@@ -1,7 +1,7 @@
 """int8 in the form that ONNX Runtime runs as integers: learned or calibrated ranges, then frozen modules (Jacob et al. 2018).
 
-Activations: uint8, one range a tensor, watched by torchao's moving-average observer. Weights: int8, one scale a row. While it is
-trained, a `FakeQuantizedLinear` rounds as the frozen module will; gradients pass straight through the rounding.
+Activations: one range a tensor, watched by torchao's moving-average observer; uint8 for the CPU, int8 around zero for TensorRT. Weights:
+int8, one scale a row. While it is trained, a `FakeQuantizedLinear` rounds as the frozen module will; gradients pass straight through.
 """
 
 import copy
@@ -11,28 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchao.quantization.pt2e import FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver
+from torchao.quantization.pt2e import FakeQuantize, FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver
 
 from compress.training import Inputs, model_inputs
 from model.encoder import Encoder
 from model.errors import ConfigError
-from model.quantized import QuantizedEmbedding, QuantizedLinear, quantize_rows
+from model.quantized import BYTES, QuantizedEmbedding, QuantizedLinear, quantize_rows
 
 AVERAGING = 0.05  # share of the newest batch in the moving average of a range
 
 
 class FakeQuantizedLinear(nn.Linear):
-    """A linear whose input and weights are rounded as `QuantizedLinear` would; trainable."""
+    """A linear whose input and weights are rounded as `QuantizedLinear` of this scheme would; trainable."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, scheme: str = "cpu") -> None:
         super().__init__(inputs, outputs)
-        self.activation = FusedMovingAvgObsFakeQuantize(
+        least, most, kind = BYTES[scheme]
+        # The fused one chooses another scale for a symmetric range than its observer tells of.
+        self.activation = (FusedMovingAvgObsFakeQuantize if scheme == "cpu" else FakeQuantize)(
             observer=MovingAverageMinMaxObserver,
             averaging_constant=AVERAGING,
-            dtype=torch.uint8,
-            quant_min=0,
-            quant_max=255,
-            qscheme=torch.per_tensor_affine,
+            dtype=kind,
+            quant_min=least,
+            quant_max=most,
+            qscheme=torch.per_tensor_affine if scheme == "cpu" else torch.per_tensor_symmetric,
             eps=1e-6,
         )
         self.rounds = True
@@ -58,12 +60,12 @@ def linears(model: Encoder, keep: tuple[str, ...] = ()) -> tuple[str, ...]:
     return tuple(name for name in names if name not in keep)
 
 
-def observed(model: Encoder, names: tuple[str, ...]) -> Encoder:
-    """A copy of `model` whose linears `names` are FakeQuantizedLinear, with ranges still to be seen."""
+def observed(model: Encoder, names: tuple[str, ...], scheme: str = "cpu") -> Encoder:
+    """A copy of `model` whose linears `names` are FakeQuantizedLinear of `scheme` ("cpu", "tensorrt"), with ranges still to be seen."""
     model = copy.deepcopy(model)
     for name in names:
         linear: Any = model.get_submodule(name)
-        fake = FakeQuantizedLinear(linear.in_features, linear.out_features)
+        fake = FakeQuantizedLinear(linear.in_features, linear.out_features, scheme)
         fake.load_state_dict(linear.state_dict(), strict=False)
         model.set_submodule(name, fake)
     return model
@@ -84,14 +86,14 @@ def calibrate(model: Encoder, batches: Iterable[Inputs]) -> None:
         fake.rounds = True
 
 
-def freeze(model: Encoder, names: tuple[str, ...], *, embeddings: bool) -> Encoder:
-    """An encoder with int8 modules in place of the FakeQuantizedLinear `names`, and of the token table if `embeddings`."""
+def freeze(model: Encoder, names: tuple[str, ...], *, embeddings: bool, scheme: str = "cpu") -> Encoder:
+    """An encoder with int8 modules in place of the FakeQuantizedLinear `names` of `scheme`, and of the token table if `embeddings`."""
     frozen = copy.deepcopy(model)
-    frozen.config = model.config.changed(quantization={"linears": names, "embeddings": embeddings})
+    frozen.config = model.config.changed(quantization={"scheme": scheme, "linears": names, "embeddings": embeddings})
     for name in names:
         fake: Any = model.get_submodule(name)
         scale, zero_point = fake.activation.calculate_qparams()
-        frozen.set_submodule(name, QuantizedLinear.from_linear(fake, float(scale), int(zero_point)))
+        frozen.set_submodule(name, QuantizedLinear.from_linear(fake, float(scale), int(zero_point), scheme))
     if embeddings:
         frozen.set_submodule("embeddings.tokens", QuantizedEmbedding.from_embedding(model.embeddings.tokens))
     return frozen.eval()

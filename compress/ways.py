@@ -13,6 +13,7 @@ from compress.sources import Source
 from compress.stage import STAGES, run_stage
 from model.artifact import Artifact, Manifest
 from model.errors import AlambicError, ConfigError
+from serve.predictor import read_encoder
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ ORT = {
     "ort": Engine("graph", ("fp32", "tf32", "fp16")),
     "ort-iobinding": Engine("graph, bound", ("fp32", "tf32", "fp16")),
     "ort-cuda-graph": Engine("CUDA graph", ("fp32", "tf32", "fp16"), needs_gpu=True),
-    "ort-tensorrt": Engine("TensorRT", ("fp32", "fp16", "bf16"), needs_gpu=True),
+    "ort-tensorrt": Engine("TensorRT", ("fp32", "fp16", "bf16", "int8"), needs_gpu=True),
 }
 ENGINES = {**PYTORCH, **ORT}
 
@@ -107,9 +108,10 @@ def open_ways(
     for number, (name, source) in enumerate(sources.items()):
         mine = list(_kept(asked, source, first=number == 0, provider=options.provider))
         if not mine:
-            raise ConfigError(
-                f"None of the ways {', '.join(options.way)} runs {name}.", "Add ort, or torch for the first model (a PyTorch artifact)."
-            )
+            hint = "Add ort, or torch for the first model (a PyTorch artifact)."
+            if "ort-tensorrt:int8" in options.way:
+                hint += " ort-tensorrt:int8 is for a model of `compress quantize --scheme tensorrt`."
+            raise ConfigError(f"None of the ways {', '.join(options.way)} runs {name}.", hint)
         for engine, precision in mine:
             title = name if len(mine) == 1 else "-".join(part for part in (name, engine, precision) if part)
             if source.artifact is None:
@@ -124,16 +126,35 @@ def open_ways(
 
 
 def _kept(asked: list[tuple[str, str]], source: Source, *, first: bool, provider: str) -> Iterator[tuple[str, str]]:
-    """The ways that a model has: an exported one has its own precision, and only the first model runs in PyTorch."""
+    """The ways that a model has: an exported one has its own precision, and only the first model runs in PyTorch.
+
+    Raises ConfigError for int8 by TensorRT of a model that is quantized for the CPU.
+    """
     exported = source.artifact is not None and source.artifact.manifest.kind == "onnx"
     engines = [(engine, precision) for engine, precision in asked if engine in ORT or (first and not exported)]
+    own = "fp32" if source.artifact is None else precision_of(source.artifact.manifest)
+    if ("ort-tensorrt", "int8") in engines and source.artifact is not None and own == "int8":
+        _symmetric(source.artifact)
     if not exported:
-        yield from engines
+        yield from (one for one in engines if one[1] != "int8" or own == "int8")
         return
-    assert source.artifact
-    own = precision_of(source.artifact.manifest)
-    fitting = {engine: "tf32" if precision == "tf32" else "" for engine, precision in engines if precision in ("", "tf32", own)}
-    yield from (fitting or {"ort": ""}).items()
+    converted = {"tf32"} | ({"fp16", "bf16"} if own == "fp32" else set())  # TensorRT makes of fp32 what it is asked for
+    fitting = [
+        (engine, precision if precision in converted else "")
+        for engine, precision in engines
+        if precision in ("", "tf32", own) or (engine == "ort-tensorrt" and precision in converted)
+    ]
+    yield from dict.fromkeys(fitting or [("ort", "")])
+
+
+def _symmetric(artifact: Artifact) -> None:
+    """Raise ConfigError if a quantized artifact is not in the form that TensorRT takes."""
+    quantization = read_encoder(artifact.path)[0].quantization
+    if quantization and quantization.scheme != "tensorrt":
+        raise ConfigError(
+            f"{artifact.path} is int8 with uint8 activations, the CPU's scheme; TensorRT takes int8 around zero alone.",
+            "Quantize the model with --scheme tensorrt, or leave the way ort-tensorrt:int8 out.",
+        )
 
 
 def _ours(title: str, name: str, source: Source, engine: str, precision: str, options: BenchmarkOptions, work: Path) -> Opened:

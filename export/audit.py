@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from serve.sessions import open_session
 
@@ -51,7 +51,8 @@ LARGE = 4096  # elements: a table, not a vector of scales
 class Linear:
     """A linear as it is run: the `name` of its module, its `node` and `operator`, and of a float one what is to blame (`why`).
 
-    `stored` tells whether its weights are integers: then float was not what anybody wanted.
+    `stored` tells whether its weights are integers: then float was not what anybody wanted. `symmetric`: inputs and weights are int8
+    around zero and the bias is float, the form in which TensorRT runs it as integers.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Linear:
     integer: bool
     stored: bool
     why: str = ""
+    symmetric: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class Audit:
     def float(self) -> int:
         """Linears that run in float."""
         return len(self.linears) - self.integer
+
+    @property
+    def symmetric(self) -> int:
+        """Linears in the form that TensorRT runs as integers."""
+        return sum(linear.symmetric for linear in self.linears)
 
     @property
     def casts(self) -> int:
@@ -133,10 +140,23 @@ def read_graph(graph: GraphProto) -> Audit:
             integer, stored = node.op_type in INTEGER, weights in dequantized
             why = "" if integer else _why(node, tensor, constants, makers) if stored else "float weights"
             name = tensor.name.partition(".weight")[0] if ".weight" in tensor.name else node.name
-            linears.append(Linear(name, node.name, node.op_type, integer, stored or integer, why))
+            symmetric = stored and not integer and _symmetric(node, constants, makers)
+            linears.append(Linear(name, node.name, node.op_type, integer, stored or integer, why, symmetric))
     readers = {name for node in graph.node if node.op_type == "Gather" for name in node.input[:1]}
     tables = tuple(tensor.name for output, tensor in dequantized.items() if output in readers and prod(tensor.dims) >= LARGE)
     return Audit(dict(sorted(Counter(node.op_type for node in graph.node).items())), tuple(linears), tables)
+
+
+def _symmetric(node: NodeProto, constants: Mapping[str, TensorProto], makers: Mapping[str, NodeProto]) -> bool:
+    """Whether a product of two DequantizeLinear has int8 around zero on both sides, and a float bias if any."""
+    sides = [makers.get(name) for name in node.input[:2]]
+    quantize = makers.get(sides[0].input[0]) if sides[0] else None
+    if any(part is None or not part.op_type.endswith("quantizeLinear") or len(part.input) < 3 for part in sides):
+        return False
+    zeros = [constants.get(part.input[2]) for part in (*sides, quantize) if part and len(part.input) > 2]
+    plain = len(zeros) == 3 and all(zero and zero.data_type == TensorProto.INT8 and not numpy_helper.to_array(zero).any() for zero in zeros)
+    bias = constants.get(node.input[2]) if len(node.input) > 2 else None
+    return plain and (len(node.input) < 3 or bool(bias and bias.data_type == TensorProto.FLOAT))
 
 
 def _why(node: NodeProto, weights: TensorProto, constants: Mapping[str, TensorProto], makers: Mapping[str, NodeProto]) -> str:

@@ -82,7 +82,8 @@ def _call_output(model: ModelProto, name: str) -> None:
 def _integer_biases(model: ModelProto) -> None:
     """Give the Gemms of quantized linears an int32 bias with the scale of their products, and every zero point in writing.
 
-    Only then does ONNX Runtime run them as QGemm; with a float bias or an implied zero point they silently stay float.
+    Only then does ONNX Runtime run them as QGemm; with a float bias or an implied zero point they silently stay float. TensorRT, whose
+    activations are int8, wants the float bias: there the zero points alone are written.
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -98,25 +99,25 @@ def _integer_biases(model: ModelProto) -> None:
     for node in graph.node:
         activation, weight = (dequantized(name) for name in node.input[:2]) if node.op_type == "Gemm" else (None, None)
         if activation is not None and weight is not None and (len(node.input) == 2 or node.input[2] in constants):
+            stem = node.input[2] if len(node.input) > 2 else f"{node.output[0]}_bias"
+            if len(weight.input) == 2:
+                rows = constants[weight.input[1]].dims
+                graph.initializer.append(numpy_helper.from_array(np.zeros(rows, np.int8), f"{stem}_weight_zero"))
+                weight.input.append(f"{stem}_weight_zero")
+            if constants[activation.input[2]].data_type == TensorProto.INT8:
+                nodes.append(node)
+                continue
             scale_x, scale_w = (numpy_helper.to_array(constants[part.input[1]]) for part in (activation, weight))
             scale = (scale_x.astype(np.float64) * scale_w.astype(np.float64).reshape(-1)).astype(np.float32)
             if len(node.input) == 2:  # the exporter leaves out a bias of zeros
-                node.input.append(f"{node.output[0]}_bias")
+                node.input.append(stem)
                 bias = np.zeros_like(scale)
             else:
                 bias = numpy_helper.to_array(constants[node.input[2]])
             limits = np.iinfo(np.int32)
             integers = np.clip(np.round(bias / scale.astype(np.float64)), limits.min, limits.max).astype(np.int32)
-            stem = node.input[2]
-            parts: dict[str, np.ndarray] = {
-                "int32": integers,
-                "scale": scale,
-                "zero": np.zeros_like(integers),
-                "weight_zero": np.zeros(len(scale), np.int8),
-            }
+            parts: dict[str, np.ndarray] = {"int32": integers, "scale": scale, "zero": np.zeros_like(integers)}
             graph.initializer.extend(numpy_helper.from_array(array, f"{stem}_{name}") for name, array in parts.items())
-            if len(weight.input) == 2:
-                weight.input.append(f"{stem}_weight_zero")
             inputs = [f"{stem}_int32", f"{stem}_scale", f"{stem}_zero"]
             nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{stem}_dequantized"], axis=0))
             node.input[2] = f"{stem}_dequantized"

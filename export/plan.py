@@ -33,7 +33,8 @@ class Plan:
 
     `integer` linears run as integers; each of the `activations` (kind → number) and each of the `norms` of kind `norm` is one node; the
     product q kᵀ of `scores` layers is one node with its transposition and scale, or the whole attention of `attention` layers is; there
-    are at most `nodes` nodes, None where no limit is known for the kinds of this configuration.
+    are at most `nodes` nodes, None where no limit is known for the kinds of this configuration. `symmetric` linears are in the form that
+    TensorRT runs as integers. A file for `elsewhere`, a GPU, is judged as it was written: nobody can say here what becomes of it there.
     """
 
     integer: int
@@ -43,6 +44,8 @@ class Plan:
     scores: int
     attention: int
     nodes: int | None
+    symmetric: int = 0
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,10 @@ class Problem:
 def plan_of(config: EncoderConfig, *, attention: str = "standard", precision: str = "fp32") -> Plan:
     """What `config` promises, exported with these options.
 
-    A file in fp16 is for GPUs, so it is judged as it was written: SiLU and the products of attention become one node only there.
+    A file in fp16 or in int8 for TensorRT is for GPUs: SiLU and the products of attention become one node only there.
     """
-    here = precision == "fp32"
+    symmetric = config.quantization is not None and config.quantization.scheme == "tensorrt"
+    here = precision == "fp32" and not symmetric
     dense = sum(layer.attention.kind == "dense" for layer in config.layers)
     kinds: Counter[str] = Counter(layer.feedforward.activation for layer in config.layers)
     quantized = len(config.quantization.linears) if config.quantization else 0
@@ -69,13 +73,15 @@ def plan_of(config: EncoderConfig, *, attention: str = "standard", precision: st
     prefixes = sum(PREFIX for layer in config.layers if layer.attention.kind == "dense" and layer.attention.prefix)
     nodes = OUTSIDE + quantized + prefixes + sum(FEEDFORWARD[layer.feedforward.kind] + rotation + SPARE for layer in config.layers)
     return Plan(
-        integer=quantized,
+        integer=0 if symmetric else quantized,
         activations={kind: kinds[kind] for kind in ACTIVATIONS if kinds[kind] and (here or kind != "silu")},
         norm=config.norm.kind,
         norms=(2 * len(config.layers) + 1 + config.norm_first) if config.norm.kind in NORMS else 0,
         scores=dense if attention == "standard" and here else 0,
         attention=dense if attention == "ort" else 0,
         nodes=nodes if known else None,
+        symmetric=quantized if symmetric else 0,
+        elsewhere=not here,
     )
 
 
@@ -102,7 +108,21 @@ def _placement(profile: Profile | None) -> Iterator[Problem]:
         yield Problem(f"{_nodes(len(fallen))} fell back to the CPU: {_counted(node.operator for node in fallen)}.", hint)
 
 
+def elsewhere(plan: Plan, ran: Audit, provider: str) -> Iterator[Problem]:
+    """What a file for TensorRT loses where it `ran` instead; nothing of it was promised."""
+    lost = [linear.name for linear in ran.linears if linear.stored and not linear.integer]
+    if plan.symmetric and lost:
+        runs = f"{len(lost)} of its {plan.symmetric} quantized linears run in float: {_some(lost)}."
+        hint = "Run it by the way ort-tensorrt; for the CPU make another with `compress quantize --scheme cpu`."
+        yield Problem(f"This is int8 for TensorRT: on {provider} {runs}", hint, broken=False)
+
+
 def _linears(plan: Plan, audit: Audit) -> Iterator[Problem]:
+    if plan.symmetric:
+        if audit.symmetric < plan.symmetric:
+            what = f"Only {audit.symmetric} of {plan.symmetric} quantized linears are in the form that TensorRT runs as integers"
+            yield Problem(f"{what}: int8 with zero points of 0, and a float bias.", PINNED)
+        return
     reasons: dict[str, list[str]] = {}
     for linear in audit.linears:
         if linear.stored and not linear.integer:

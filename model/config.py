@@ -86,10 +86,12 @@ Head = Annotated[ClassificationHead | MultilabelHead | RegressionHead | TaggingH
 class Quantization(Slot):
     """Which parts are stored and computed in int8.
 
-    `linears`: names of the linear modules that are QuantizedLinear (static uint8 activations, int8 rows of weights);
-    `embeddings`: whether the token table is int8 with one scale a row.
+    `scheme`: the form in which ONNX Runtime's CPU ("cpu": uint8 activations with a zero point) or TensorRT ("tensorrt": int8 ones,
+    symmetric) runs them as integers; `linears`: names of the linear modules that are QuantizedLinear (static activations, int8 rows of
+    weights); `embeddings`: whether the token table is int8 with one scale a row.
     """
 
+    scheme: Literal["cpu", "tensorrt"] = "cpu"
     linears: tuple[str, ...] = ()
     embeddings: bool = False
 

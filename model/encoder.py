@@ -186,6 +186,6 @@ def _make_room(encoder: Encoder, quantization: Quantization) -> None:
     for name in quantization.linears:
         if name not in linears:
             raise ConfigError(f"There is no linear module {name!r} to quantize.", f"The linear modules are: {', '.join(linears)}.")
-        encoder.set_submodule(name, QuantizedLinear(linears[name].in_features, linears[name].out_features))
+        encoder.set_submodule(name, QuantizedLinear(linears[name].in_features, linears[name].out_features, quantization.scheme))
     if quantization.embeddings:
         encoder.set_submodule("embeddings.tokens", QuantizedEmbedding(encoder.config.vocabulary, encoder.config.table_width))

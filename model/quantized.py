@@ -1,14 +1,16 @@
-"""Frozen int8 modules, in the form that ONNX Runtime computes with integers.
+"""Frozen int8 modules, in the form that ONNX Runtime's CPU provider or TensorRT computes with integers.
 
-Activations are uint8 with one scale and zero point a tensor, weights int8 with one scale a row (int8 activations or uint8 weights
-fall back to float or to slower kernels). The operators of `quantized_decomposed` compute the same in torch and become
-QuantizeLinear and DequantizeLinear when exported.
+Weights are int8 with one scale a row, activations have one scale a tensor. For the CPU they are uint8 with a zero point (int8
+activations or uint8 weights fall back to float or to slower kernels), for TensorRT int8 around zero, the only form that it takes. The
+operators of `quantized_decomposed` compute the same in torch and become QuantizeLinear and DequantizeLinear when exported.
 """
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+BYTES = {"cpu": (0, 255, torch.uint8), "tensorrt": (-128, 127, torch.int8)}  # of activations, by scheme: least, most, type
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,7 +20,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class QuantizedLinear(nn.Module):
-    """A linear on uint8 activations and int8 weights [out, in]; cannot be trained.
+    """A linear on activations of a byte (see BYTES for the two schemes) and int8 weights [out, in]; cannot be trained.
 
     `scale` and `zero_point` of the activations are plain numbers, because an exported graph needs them as constants; they travel in
     the state as `_extra_state`, a float64 tensor of the two.
@@ -28,8 +30,9 @@ class QuantizedLinear(nn.Module):
     scales: Tensor
     bias: Tensor
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, scheme: str = "cpu") -> None:
         super().__init__()
+        self.scheme = scheme
         self.register_buffer("weight", torch.zeros(outputs, inputs, dtype=torch.int8))
         self.register_buffer("scales", torch.ones(outputs))
         self.register_buffer("bias", torch.zeros(outputs))
@@ -37,9 +40,9 @@ class QuantizedLinear(nn.Module):
         self.zero_point = 0
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, scale: float, zero_point: int) -> "QuantizedLinear":
-        """Freeze `linear`, whose input x is to be stored as uint8 round(x / scale) + zero_point."""
-        quantized = cls(linear.in_features, linear.out_features)
+    def from_linear(cls, linear: nn.Linear, scale: float, zero_point: int, scheme: str = "cpu") -> "QuantizedLinear":
+        """Freeze `linear`, whose input x is to be stored in a byte as round(x / scale) + zero_point, which is 0 for TensorRT."""
+        quantized = cls(linear.in_features, linear.out_features, scheme)
         quantized.weight, quantized.scales = quantize_rows(linear.weight)
         if linear.bias is not None:
             quantized.bias = linear.bias.detach().clone()
@@ -58,7 +61,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[.., in] to [.., out]."""
         ops = torch.ops.quantized_decomposed
-        activation = (self.scale, self.zero_point, 0, 255, torch.uint8)
+        activation = (self.scale, self.zero_point, *BYTES[self.scheme])
         x = ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *activation), *activation)
         weight = ops.dequantize_per_channel(self.weight, self.scales, None, 0, -127, 127, torch.int8)
         return F.linear(x, weight, self.bias)

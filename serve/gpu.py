@@ -19,7 +19,7 @@ import numpy.typing as npt
 from model.artifact import read_manifest
 from model.errors import ArtifactError, ConfigError
 from model.tokenizer import Batch, open_tokenizer
-from serve.predictor import GRAPH, OrtPredictor, open_predictor
+from serve.predictor import GRAPH, OrtPredictor, open_predictor, read_encoder
 from serve.sessions import open_session
 
 REPEATS = 20  # runs that one figure of device time is the mean of
@@ -137,8 +137,8 @@ def open_gpu_predictor(
     """Open an exported model to run in one of WAYS; `cache` keeps the engines of TensorRT between runs.
 
     `precision` is the file's own, or on CUDA "tf32" for an fp32 file (fp32 is exact, which is not ONNX Runtime's default), and for
-    TensorRT, which converts by itself, "fp16" or "bf16". Raises as `open_predictor` does, and ConfigError for a way that does not
-    exist or a file of another precision.
+    TensorRT, which converts by itself, "fp16" or "bf16". int8 is for files of `compress quantize --scheme tensorrt` by ort-tensorrt.
+    Raises as `open_predictor` does, and ConfigError for a way that does not exist or a file of another precision.
     """
     if way not in WAYS:
         raise ConfigError(f"There is no way {way} to run a file.", f"Ways: {', '.join(WAYS)}.")
@@ -146,7 +146,13 @@ def open_gpu_predictor(
         raise ConfigError(f"The way {way} in {precision or 'fp32'} needs a GPU.", "On the CPU run ort or ort-iobinding.")
     if way == "ort-tensorrt":
         pairs = bool((read_manifest(Path(path)).data or {}).get("pairs"))
-        provider, settings = "tensorrt", tensorrt_settings(precision, Path(cache), INPUTS if pairs else INPUTS[:2])
+        encoder, own = read_encoder(Path(path))
+        if encoder.quantization and not encoder.quantization.linears:
+            own = "fp32"  # nothing that it computes is int8
+        if precision and (precision == "int8") != (own == "int8"):
+            raise _other_precision(path, own, precision, way)
+        settings = tensorrt_settings(precision or own, Path(cache), INPUTS if pairs else INPUTS[:2])
+        provider = "tensorrt"
     else:
         settings = cuda_settings(precision, graphs=way == "ort-cuda-graph") if provider == "cuda" else {}
     try:
@@ -160,15 +166,18 @@ def open_gpu_predictor(
         raise ConfigError(error.message, hint) from None
     converts = ("", "fp32", "tf32") if way != "ort-tensorrt" else ("", "fp32", "fp16", "bf16")
     if opened.precision != precision and not (opened.precision == "fp32" and precision in converts) and precision:
-        raise ConfigError(
-            f"{path} is exported in {opened.precision} and cannot run in {precision} by the way {way}.",
-            f"Export it with --precision {precision}." if precision == "fp16" else "Choose another way or precision.",
-        )
+        raise _other_precision(path, opened.precision, precision, way)
     more: dict[str, Any] = {"engine": way, "precision": precision or opened.precision}
     if way == "ort-cuda-graph":
         longest = opened.tokenizer.max_length
         more["lengths"] = (*(length for length in LENGTHS if length < longest), longest)
     return WAYS[way](**{one.name: getattr(opened, one.name) for one in fields(opened)} | more)
+
+
+def _other_precision(path: str | Path, own: str, wanted: str, way: str) -> ConfigError:
+    what = f"{path} is exported in {own} and cannot run in {wanted} by the way {way}."
+    hints = {"fp16": "Export it with --precision fp16.", "int8": "Quantize the model with --scheme tensorrt and export that."}
+    return ConfigError(what, hints.get(wanted, "Choose another way or precision."))
 
 
 def open_plain_graph(
@@ -193,13 +202,20 @@ def cuda_settings(precision: str, *, graphs: bool) -> dict[str, str]:
 
 
 def tensorrt_settings(precision: str, cache: Path, inputs: Sequence[str]) -> dict[str, str]:
-    """Options of the TensorRT provider: one profile over all shapes, so that no engine is built while serving; engines and timings kept."""
+    """Options of the TensorRT provider: one profile over all shapes, so that no engine is built while serving; engines and timings kept.
+
+    int8 are the linears that the file quantizes; everything else is then fp16.
+    """
     cache.mkdir(parents=True, exist_ok=True)
 
     def profile(batch: int, length: int) -> str:
         return ",".join(f"{name}:{batch}x{length}" for name in inputs)
 
-    halves: Mapping[str, str] = {"fp16": "trt_fp16_enable", "bf16": "trt_bf16_enable"}
+    switches: Mapping[str, tuple[str, ...]] = {
+        "fp16": ("trt_fp16_enable",),
+        "bf16": ("trt_bf16_enable",),
+        "int8": ("trt_int8_enable", "trt_fp16_enable"),
+    }
     return {
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(cache),
@@ -208,7 +224,7 @@ def tensorrt_settings(precision: str, cache: Path, inputs: Sequence[str]) -> dic
         "trt_profile_min_shapes": profile(1, 1),
         "trt_profile_opt_shapes": profile(8, 64),
         "trt_profile_max_shapes": profile(BATCHES[-1], LENGTHS[-1]),
-        **({halves[precision]: "1"} if precision in halves else {}),
+        **dict.fromkeys(switches.get(precision, ()), "1"),
     }
 
 

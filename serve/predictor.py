@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.artifact import open_artifact
-from model.config import read_config
+from model.config import EncoderConfig, read_config
 from model.errors import ArtifactError, ConfigError
 from model.tokenizer import Batch, Tokenizer, open_tokenizer
 from serve.sessions import open_session
@@ -27,7 +27,7 @@ GRAPH = "model.onnx"
 LARGEST = 32 * 512**2  # texts × tokens² of a batch that is run at once
 NO_INT8 = {
     "cuda": "for which ONNX Runtime's CUDA provider has no kernels: its linears would run on the CPU, with copies",
-    "tensorrt": "with uint8 activations; TensorRT takes symmetric int8 ones alone, which `compress quantize` does not write",
+    "tensorrt": "with uint8 activations and zero points, the CPU's scheme; TensorRT takes int8 around zero alone",
 }
 
 
@@ -91,6 +91,13 @@ def open_predictor(
     return unsealed_predictor(artifact.path, artifact.manifest.labels, provider, threads, allow_fallback, settings)
 
 
+def read_encoder(directory: Path) -> tuple[EncoderConfig, str]:
+    """The encoder's configuration in the directory of a model, and the precision of its file: "int8", "fp16" or "fp32"."""
+    content = json.loads((directory / "config.json").read_bytes())
+    config = read_config(content["alambic"], f"encoder configuration in {directory / 'config.json'}")
+    return config, "int8" if config.quantization else "fp16" if content.get("dtype") == "float16" else "fp32"
+
+
 def unsealed_predictor(
     directory: Path,
     labels: Sequence[str],
@@ -100,15 +107,12 @@ def unsealed_predictor(
     settings: Mapping[str, str] | None = None,
 ) -> OrtPredictor:
     """`open_predictor` for a directory that has no manifest yet, such as export checks before it writes one."""
-    content = json.loads((directory / "config.json").read_bytes())
-    config = read_config(content["alambic"], f"encoder configuration in {directory / 'config.json'}")
+    config, precision = read_encoder(directory)
     tokenizer = open_tokenizer(directory, config.max_length)
+    if provider == "tensorrt":  # which would build an engine first, for minutes
+        _runs_int8(directory, config, provider)
     session, used = open_session(directory / GRAPH, provider, threads, allow_fallback, settings=settings)
-    if used != "cpu" and config.quantization and config.quantization.linears:
-        raise ConfigError(
-            f"{directory} is int8, {NO_INT8[used]}.", "On a GPU run the fp32 model that it was quantized from, exported in fp16."
-        )
-    precision = "int8" if config.quantization else "fp16" if content.get("dtype") == "float16" else "fp32"
+    _runs_int8(directory, config, used)
     task = config.head.kind
     inputs = _checked_inputs(session, directory / GRAPH, config.width if task == "embedding" else len(labels), OUTPUTS[task])
     return OrtPredictor(session, inputs, tokenizer, tuple(labels), used, precision, task)
@@ -159,6 +163,15 @@ def predict(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | N
     """One answer for each text (or pair), in the order given: what serve.tasks has for the predictor's task."""
     decode = DECODERS[task_of(predictor)]
     return [decode(row, predictor.labels, text) for row, text in zip(scores(predictor, texts, pairs, batch_size), texts, strict=True)]
+
+
+def _runs_int8(directory: Path, config: EncoderConfig, provider: str) -> None:
+    """Raise ConfigError if the linears are quantized and `provider` has no kernels for their scheme."""
+    quantization = config.quantization
+    if provider == "cpu" or not quantization or not quantization.linears or (provider, quantization.scheme) == ("tensorrt", "tensorrt"):
+        return
+    hint = "On a GPU run the fp32 model that it was quantized from, exported in fp16, or quantized with --scheme tensorrt by ort-tensorrt."
+    raise ConfigError(f"{directory} is int8, {NO_INT8[provider]}.", hint)
 
 
 def _checked_inputs(session: Any, graph: Path, width: int, output: str) -> frozenset[str]:

@@ -47,8 +47,8 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         parity.gate(found, tolerance=options.tolerance if exact else None, signal=options.signal)
         progress(2, 3, "looking at what ONNX Runtime runs")
         promised = plan.plan_of(model.config, attention=options.attention, precision=options.precision)
-        # ONNX Runtime's CPU takes fp16 apart, a GPU does not.
-        audited = as_written(file) if options.precision == "fp16" else audit(file)
+        # ONNX Runtime's CPU takes fp16 apart and runs TensorRT's int8 in float, a GPU does not.
+        audited = as_written(file) if promised.elsewhere else audit(file)
         plan.gate(promised, audited, file)
     linears = sum(
         name.startswith("layers.") and name.endswith(".weight") and value.dim() == 2 for name, value in model.state_dict().items()
@@ -57,6 +57,7 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         "integer_linears": {"integer": audited.integer, "total": linears},
         "operators": audited.operators,
         "nodes": audited.nodes,
+        **({"tensorrt_linears": audited.symmetric} if promised.symmetric else {}),
         **({"fp32_nodes": kept} if options.precision == "fp16" else {}),
         "plan": asdict(promised),
         "parity": {

@@ -171,6 +171,7 @@ def test_a_task_that_transformers_is_not_asked_for(tmp_path):
         ("ort-cuda-graph:int8", "cuda", "on the CUDA provider int8 falls back to it, with copies"),
         ("ort-cuda-graph", "cpu", "The way ort-cuda-graph needs a GPU"),
         ("torch:tf32", "cpu", "The way torch:tf32 needs a GPU"),
+        ("ort-tensorrt:int8", "cpu", "The way ort-tensorrt:int8 needs a GPU"),
     ],
 )
 def test_ways_that_do_not_exist_or_do_not_fit(text, provider, said):
@@ -180,4 +181,5 @@ def test_ways_that_do_not_exist_or_do_not_fit(text, provider, said):
 
 def test_ways_with_a_precision():
     assert read_way("ort-tensorrt:bf16", "cuda") == ("ort-tensorrt", "bf16")
+    assert read_way("ort-tensorrt:int8", "cuda") == ("ort-tensorrt", "int8")
     assert read_way("torch", "cpu") == ("torch", "")

@@ -165,10 +165,43 @@ def test_int8_on_cuda_is_refused_with_the_reason(tmp_path, gpu, monkeypatch):
         with pytest.raises(ConfigError, match=r"is int8, for which ONNX Runtime's CUDA provider has no kernels: .* with copies\."):
             open_gpu_predictor(directory, way)
     monkeypatch.setattr(gpu, "really", [TENSORRT, CUDA, CPU])
-    with pytest.raises(ConfigError, match="TensorRT takes symmetric int8 ones alone, which `compress quantize` does not write"):
+    gpu.asked = None
+    said = "with uint8 activations and zero points, the CPU's scheme; TensorRT takes int8 around zero"
+    with pytest.raises(ConfigError, match=said) as caught:
         open_gpu_predictor(directory, "ort-tensorrt", cache=tmp_path / "engines")
+    assert "quantized with --scheme tensorrt" in caught.value.hint and gpu.asked is None  # no engine was built for it
     monkeypatch.setattr(gpu, "really", [CPU])
     assert open_predictor(directory).precision == "int8"
+
+
+def test_int8_by_tensorrt_takes_its_own_scheme_alone(artifact, tmp_path, gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "really", [TENSORRT, CUDA, CPU])
+    quantization = {"scheme": "tensorrt", "linears": ["layers.0.feedforward.up"], "embeddings": False}
+    symmetric = write_artifact(tmp_path / "onnx", config={"quantization": quantization})
+    for precision in ("int8", ""):
+        predictor = open_gpu_predictor(symmetric, "ort-tensorrt", precision=precision, cache=tmp_path / "engines")
+        assert (predictor.provider, predictor.precision) == ("tensorrt", "int8")
+        assert gpu.asked[0][1]["trt_int8_enable"] == gpu.asked[0][1]["trt_fp16_enable"] == "1"
+    with pytest.raises(ConfigError, match=r"is exported in int8 and cannot run in bf16 by the way ort-tensorrt\."):
+        open_gpu_predictor(symmetric, "ort-tensorrt", precision="bf16", cache=tmp_path / "engines")
+    gpu.asked = None
+    with pytest.raises(ConfigError, match=r"is exported in fp32 and cannot run in int8 by the way ort-tensorrt\.") as caught:
+        open_gpu_predictor(artifact, "ort-tensorrt", precision="int8", cache=tmp_path / "engines")
+    assert "--scheme tensorrt" in caught.value.hint and gpu.asked is None
+    monkeypatch.setattr(gpu, "really", [CUDA, CPU])
+    with pytest.raises(ConfigError, match="is int8, for which ONNX Runtime's CUDA provider has no kernels"):
+        open_gpu_predictor(symmetric, "ort")
+    with pytest.raises(EnvironmentProblem, match="TensorRT was asked for"):
+        open_gpu_predictor(symmetric, "ort-tensorrt", precision="int8", cache=tmp_path / "engines")
+    monkeypatch.setattr(gpu, "really", [CPU])
+    assert open_predictor(symmetric).precision == "int8"
+
+
+def test_a_table_in_int8_is_nothing_that_tensorrt_computes_in_int8(tmp_path, gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "really", [TENSORRT, CUDA, CPU])
+    table = write_artifact(tmp_path / "onnx", config={"quantization": {"linears": [], "embeddings": True}})
+    open_gpu_predictor(table, "ort-tensorrt", cache=tmp_path / "engines")
+    assert "trt_int8_enable" not in gpu.asked[0][1]
 
 
 def test_a_file_runs_in_its_own_precision(artifact, tmp_path):
