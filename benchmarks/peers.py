@@ -4,7 +4,8 @@
     python benchmarks/peers.py --data trec-folder --models runs/trec/teacher runs/trec/student runs/trec/onnx --json peers-trec.json
 
 Every tool starts from the same teacher (model2vec and the small model without a teacher: from the same base and texts). A tool that does
-not build or open is a row that says why. The environments are made in benchmarks/peers/.venv-NAME, the models in benchmarks/peers/work.
+not build or open is a row that says why. The environments are made in benchmarks/peers/.venv-NAME, the models in benchmarks/peers/work;
+what is there is taken again, so that after --prepare, which measures nothing, the same command only measures.
 """
 
 import argparse
@@ -95,6 +96,16 @@ def execute(command: list[Any], folders: tuple[Path, ...] = ()) -> None:
         raise BuildError(said[-1] if said else f"ended with {done.returncode}")
 
 
+def once(command: list[Any], folders: tuple[Path, ...], out: Path, identity: list[str]) -> None:
+    """Run a command of another tool that makes `out`, unless the same script has made it of what `identity` names."""
+    said = json.dumps([file_sha256(command[1]), *map(str, command[2:]), *identity])
+    made = out.with_name(f"{out.name}.made")
+    if not (out.is_dir() and made.exists() and made.read_text() == said):
+        made.unlink(missing_ok=True)
+        execute(command, folders)
+        made.write_text(said)
+
+
 def ours(data: Data, out: Path, quick: bool) -> list[Path]:
     """Teacher, student and exported result of the demo's recipe on `data`."""
     steps = recipe.read_recipe("demo").steps
@@ -119,8 +130,8 @@ def in_int8(data: Data, model: Path, out: Path) -> Path:
     return run_stage(STAGES["export"], ExportOptions(), {"model": open_source(str(made), "torch")}, None, out / f"{model.name}-int8").path
 
 
-def without_teacher(data: Data, base: Path, out: Path, quick: bool) -> Path:
-    """Two layers of the base (of the thirds of its depth, as our students have them), fine-tuned on the labels and exported."""
+def without_teacher(data: Data, base: Path, out: Path, quick: bool) -> tuple[Path, Path]:
+    """Two layers of the base (of the thirds of its depth, as our students have them) fine-tuned on the labels, and the export of it."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -144,7 +155,7 @@ def without_teacher(data: Data, base: Path, out: Path, quick: bool) -> Path:
     options = TrainOptions(epochs=3, batch_size=64, learning_rate=2e-4, precision="bf16", train_texts=QUICK_TEXTS if quick else None)
     trained = run_stage(STAGES["train"], options, {"base": open_source(str(cut))}, data, out / "two-layers-trained")
     source = {"model": open_source(str(trained.path), "torch")}
-    return run_stage(STAGES["export"], ExportOptions(), source, None, out / "two-layers-onnx").path
+    return trained.path, run_stage(STAGES["export"], ExportOptions(), source, None, out / "two-layers-onnx").path
 
 
 def build_peers(data: Data, teacher: Path, base: Path, work: Path) -> tuple[list[tuple[Way, dict[str, Any]]], list[dict[str, str]]]:
@@ -157,8 +168,9 @@ def build_peers(data: Data, teacher: Path, base: Path, work: Path) -> tuple[list
         places[name].write_text(json.dumps(content))
     folders = (ROOT, HERE)
     ready, failed = [], []
+    identity = [data.digest, open_artifact(teacher).digest, directory_digest(base)]
     try:
-        execute([environment("optimum"), HERE / "plain_graph.py", teacher, places["plain"]], folders)
+        once([environment("optimum"), HERE / "plain_graph.py", teacher, places["plain"]], folders, places["plain"], identity)
     except BuildError as error:
         failed.append({"name": "plain graph", "reason": f"the teacher could not be written for other tools: {error}"})
     for peer in PEERS:
@@ -166,7 +178,9 @@ def build_peers(data: Data, teacher: Path, base: Path, work: Path) -> tuple[list
         say(f"  {peer.name}")
         try:
             python = environment(peer.environment)
-            execute([python, HERE / f"{peer.module}.py", *(part.format(**places, out=out) for part in peer.arguments)], folders)
+            pins = file_sha256(PINS.get(peer.environment, HERE / f"{peer.environment}.txt"))
+            command = [python, HERE / f"{peer.module}.py", *(part.format(**places, out=out) for part in peer.arguments)]
+            once(command, folders, out, [*identity, pins])
         except BuildError as error:
             failed.append({"name": peer.name, "reason": str(error)})
             continue
@@ -218,6 +232,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"ours trained on {QUICK_TEXTS} texts, fewer texts and rounds measured")
     parser.add_argument("--data", default="tweets", help="as `compress benchmark --data`")
     parser.add_argument("--models", nargs="+", type=Path, help="ours, the teacher first, the last exported [default: by the demo's recipe]")
+    parser.add_argument("--seconds", type=float, default=600, help="budget for more rounds than 11 [default: 600]")
+    parser.add_argument("--prepare", action="store_true", help="make everything that is to be compared, and measure nothing")
     parser.add_argument("--json", type=Path, help="the report; .html and .md are written beside it")
     options = parser.parse_args()
 
@@ -231,15 +247,21 @@ def main() -> None:
     models += [own_way(f"{model.name}-int8", in_int8(data, model, work), "ort") for model in (teacher, *students[:-1])]
     failed: list[dict[str, str]] = []
     try:
-        way, facts = own_way("without-teacher", without_teacher(data, base, work / "alone", options.quick), "ort")
-        models.append((way, {**facts, "peer": True, "note": "two layers of the base, fine-tuned on the labels"}))
+        trained, graph = without_teacher(data, base, work / "alone", options.quick)
+        for name, path in {"without-teacher": graph, "without-teacher-int8": in_int8(data, trained, work)}.items():
+            way, facts = own_way(name, path, "ort")
+            note = "two layers of the base, fine-tuned on the labels" + (", quantized by us" if path != graph else "")
+            models.append((way, {**facts, "peer": True, "note": note}))
     except AlambicError as error:
         failed.append({"name": "without-teacher", "reason": error.message})
     peers, broken = build_peers(data, teacher, base, work)
     models += [*peers, own_way("ours", students[-1], "ort")]
+    if options.prepare:
+        print("\n".join(f"{row['name']}: {row['reason']}" for row in [*failed, *broken]) or f"All {len(models)} ways are made.")
+        return
 
     part = data.splits["test"]
-    plan = Plan(texts=60, rounds=5) if options.quick else Plan(texts=150, rounds=11, seconds=600)
+    plan = Plan(texts=60, rounds=5) if options.quick else Plan(texts=150, rounds=11, seconds=options.seconds)
     texts, pairs = part["text"][:], part["text_b"][:] if data.pairs else None
     with bar("measuring") as progress:
         ways = [way for way, _ in models]

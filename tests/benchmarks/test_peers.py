@@ -34,6 +34,33 @@ def test_what_does_not_build_says_its_last_words():
         execute([sys.executable, "-c", "raise SystemExit(3)"])
 
 
+def test_what_is_made_is_not_made_again_until_something_changes(tmp_path, monkeypatch):
+    ran = []
+
+    def run(command, folders):
+        ran.append(command[2])
+        (tmp_path / "out").mkdir(exist_ok=True)
+        if command[2] == "fails":
+            raise BuildError("no such pass")
+
+    monkeypatch.setattr(peers, "execute", run)
+    (tmp_path / "with_olive.py").write_text("build()")
+
+    def make(form="int8", identity="teacher"):
+        peers.once(["python", tmp_path / "with_olive.py", form], (), tmp_path / "out", [identity])
+
+    make()
+    make()
+    assert ran == ["int8"]
+    make(identity="another teacher")
+    with pytest.raises(BuildError):
+        make("fails")
+    make("int8", "another teacher")  # what failed may have left half of something
+    (tmp_path / "with_olive.py").write_text("build_better()")
+    make("int8", "another teacher")
+    assert ran == ["int8", "int8", "fails", "int8", "int8"]
+
+
 def test_every_peer_has_its_module_and_its_pins():
     for peer in PEERS:
         assert (peers.HERE / f"{peer.module}.py").exists()
