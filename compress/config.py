@@ -165,9 +165,7 @@ class QuantizeOptions(Distillation):
     scheme: Literal["cpu", "tensorrt"] = Field(
         "cpu", description="What is to run it as integers: ONNX Runtime's CPU (uint8 activations) or TensorRT (int8, symmetric)."
     )
-    embeddings: Literal["int8", "fp32"] | None = Field(
-        None, description="How the token table is stored (default: int8, and fp32 for TensorRT, which takes no other)."
-    )
+    embeddings: Literal["int8", "fp32"] = Field("int8", description="How the token table is stored; for TensorRT always fp32.")
     keep: tuple[str, ...] = Field((), description="Linears that stay fp32, by name (`compress inspect` lists them).")
 
 

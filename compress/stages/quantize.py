@@ -28,9 +28,6 @@ def run(options: QuantizeOptions, sources: Mapping[str, Source], data: Data, wor
     model = load_model(source.path, backbone)
     if model.config.quantization:
         raise ConfigError(f"{source.path} is quantized already.", "Give the model that it was made from.")
-    if options.scheme == "tensorrt" and options.embeddings == "int8":
-        what = "The token table cannot be int8 for TensorRT: its rows are scaled after they are gathered, which is no DequantizeLinear."
-        raise ConfigError(what, "Leave --embeddings out: with --scheme tensorrt the table stays fp32.")
     names = linears(model, options.keep)
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
     teacher = open_teacher(sources["teacher"], data, backbone) if "teacher" in sources else None
@@ -45,8 +42,9 @@ def run(options: QuantizeOptions, sources: Mapping[str, Source], data: Data, wor
         corpus, objective = lessons(watched, tokenizer, teacher, texts, options)
         with bar("training with rounding") as progress:
             trained = train(watched, corpus, objective, options, workspace.work, progress)
-    table = options.embeddings or ("int8" if options.scheme == "cpu" else "fp32")
-    frozen = freeze(watched, names, embeddings=table == "int8", scheme=options.scheme)
+    # The int8 rows of a table are scaled after they are gathered, which is no DequantizeLinear that TensorRT would know.
+    table = options.embeddings == "int8" and options.scheme == "cpu"
+    frozen = freeze(watched, names, embeddings=table, scheme=options.scheme)
     save_model(frozen, workspace.artifact, labels)
     tokenizer.save(workspace.artifact)
     validation = tokenize(tokenizer, data.splits["validation"], task, labels)

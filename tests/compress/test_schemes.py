@@ -22,9 +22,6 @@ def test_from_quantize_to_audit(capsys, house, tmp_path):
     assert predict(open_predictor(tmp_path / "onnx"), ["a good film"])[0].label in ("good", "bad")
 
 
-def test_what_tensorrt_does_not_take_is_refused(capsys, house, tmp_path):
-    arguments = ("--data", house / "data", "--scheme", "tensorrt", "--embeddings", "int8", "--out", tmp_path / "none")
-    code, _, err = run(capsys, "quantize", house / "student", *arguments)
-    assert code == 2 and "The token table cannot be int8 for TensorRT" in err and "Leave --embeddings out" in err
+def test_int8_is_not_exported_in_fp16(capsys, house, tmp_path):
     code, _, err = run(capsys, "export", house / "quantized", "--precision", "fp16", "--out", tmp_path / "half")
     assert code == 2 and "A quantized model cannot be exported in fp16." in err
