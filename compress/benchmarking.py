@@ -30,6 +30,7 @@ Progress = Callable[[int, int, str], None]
 
 TWIN = "A/A twin"
 NOISY = 0.1  # a noise floor that a reader should be told about
+BUSY = 0.1  # share of its time for which a way waited for a core, likewise
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ class Plan:
 
 @dataclass
 class Samples:
-    """Raw samples of one way, seconds: a row a round, a column a text."""
+    """Raw samples of one way, seconds: a row a round, a column a text; and the share of each round in which it waited for a core."""
 
     answer: list[list[float]] = field(default_factory=list)
     model: list[list[float]] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)
 
     @property
     def rounds(self) -> Floats:
@@ -248,6 +250,8 @@ def _rounds(
             reply = workers[name].ask("round")
             samples[name].answer.append(reply["answer"])
             samples[name].model.append(reply["model"])
+            if reply["waited"] is not None:
+                samples[name].waited.append(reply["waited"])
         done += 1
     return samples
 
@@ -330,6 +334,13 @@ def _protocol(
             f"The machine was noisy: two processes of {cheapest} could not be told to be equal within {floor:.0%}. "
             "Smaller differences are not concluded; measure again on a quiet machine or with more rounds."
         )
+    waiting = {name: float(np.median(one.waited)) for name, one in samples.items() if one.waited and name != TWIN}
+    if max(waiting.values(), default=0) > BUSY:
+        most, least = max(waiting, key=lambda name: waiting[name]), min(waiting, key=lambda name: waiting[name])
+        notes.append(
+            f"The machine was busy: {most} waited for a core during {waiting[most]:.0%} of its time, {least} during {waiting[least]:.0%}. "
+            "Long runs wait more than short ones, so speed-ups are off by up to that much: measure again where nothing else runs."
+        )
     narrow = _narrow(samples, baselines, plan)
     if plan.seconds and not narrow:
         notes.append(f"{plan.seconds:g} s were spent before every speed-up was known to ± {plan.width:.0%}.")
@@ -342,5 +353,6 @@ def _protocol(
         "budget": {"seconds": plan.seconds, "width": plan.width, "narrow": narrow},
         "noise_floor": floor,
         "twin": {"model": cheapest, "ratio": ratio, "interval": interval},
+        "waiting": waiting,
         "notes": notes,
     }

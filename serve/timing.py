@@ -104,14 +104,28 @@ def _warm(desk: Desk, seconds: float = WARM_SECONDS) -> dict[str, Any]:
 
 
 def _round(desk: Desk, warm_seconds: float = WARM_SECONDS) -> dict[str, Any]:
-    """Every text once: `answer` (text → answer) and `model` (ids → logits), seconds in the order of the texts."""
+    """Every text once: `answer` (text → answer) and `model` (ids → logits), seconds in the order of the texts.
+
+    `waited` is the share of that time in which it could have run and no core was free, None where the system does not tell.
+    """
     gc.collect()
     start, done = desk.clock(), 0
     while desk.clock() - start < warm_seconds:
         _answer(desk, done % len(desk.texts))
         done += 1
+    begin, before = time.perf_counter(), waited_seconds()
     samples = [_answer(desk, index) for index in range(len(desk.texts))]
-    return {"answer": [answer for answer, _ in samples], "model": [model for _, model in samples]}
+    after, elapsed = waited_seconds(), time.perf_counter() - begin
+    waited = None if before is None or after is None else min(1.0, (after - before) / elapsed)
+    return {"answer": [answer for answer, _ in samples], "model": [model for _, model in samples], "waited": waited}
+
+
+def waited_seconds(statistics: Path = Path("/proc/thread-self/schedstat")) -> float | None:
+    """Seconds for which this thread has waited for a core so far, by the second number of Linux's `schedstat`."""
+    try:
+        return int(statistics.read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return None
 
 
 def _throughput(desk: Desk, batch: int, seconds: float = 0.5) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Fake:
     def __init__(self, name: str, log: list[tuple[str, str]], arguments: dict[str, Any]) -> None:
         self.name, self.log = name, log
         self.ms, self.noise, self.wrong = (arguments.get(key, default) for key, default in (("ms", 1.0), ("noise", 0.01), ("wrong", 0)))
+        self.waited = arguments.get("waited", 0.01)
         self.labels = arguments.get("labels", NAMES)
         self.provider = arguments.get("provider", "cpu")
         self.cold_start_ms = 500.0
@@ -58,7 +59,7 @@ class Fake:
 
     def _round(self) -> dict[str, Any]:
         answer = self.ms / 1000 * self.draws.lognormal(0, self.noise, len(self.texts))
-        return {"answer": answer.tolist(), "model": (answer / 2).tolist()}
+        return {"answer": answer.tolist(), "model": (answer / 2).tolist(), "waited": self.waited}
 
     def _lengths(self) -> dict[str, Any]:
         return {"lengths": [1 + number % 20 for number in range(len(self.texts))]}
@@ -141,6 +142,14 @@ def test_ways_take_turns_in_an_order_that_changes_and_all_are_closed() -> None:
     assert {name for name, command in log if command == "closed"} == {"teacher", "copy", "student", TWIN}
     first = [command for name, command in log if name == "student" and command != "round"]
     assert first == ["started", "texts", "warm", "memory", "throughput", "scores", "closed"]
+
+
+def test_a_machine_on_which_long_runs_waited_is_told_of() -> None:
+    protocol = run()["protocol"]
+    assert protocol["waiting"] == {"teacher": 0.01, "copy": 0.01, "student": 0.01} and protocol["notes"] == []
+    (note,) = run([way("teacher", ms=10.0, waited=0.55), way("student", ms=0.5, waited=0.02)])["protocol"]["notes"]
+    assert note.startswith("The machine was busy: teacher waited for a core during 55% of its time, student during 2%. Long runs wait more")
+    assert run([way("teacher", waited=None), way("student", waited=None)])["protocol"]["waiting"] == {}
 
 
 def test_the_twin_is_of_the_cheapest_way() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from model.errors import AlambicError, EnvironmentProblem
 from serve import machine
-from serve.timing import COMMANDS, Desk, Worker, obey, start_worker, unpacked
+from serve.timing import COMMANDS, Desk, Worker, obey, start_worker, unpacked, waited_seconds
 
 FACTORY = """
 import os, sys, time
@@ -98,6 +98,14 @@ def test_a_round_times_every_text_once_after_the_warm_up() -> None:
     assert reply["answer"] == pytest.approx([0.011] * 3)
     assert reply["model"] == pytest.approx([0.010] * 3)
     assert [texts for texts, _ in predictor.seen] == [["a"], ["b"], ["a"], ["b"], ["c"]]  # two texts fill 20 ms
+
+
+def test_waiting_for_a_core_is_what_the_scheduler_says(tmp_path: Path) -> None:
+    assert waited_seconds(tmp_path / "none") is None
+    (tmp_path / "schedstat").write_text("832540531 1298386959 301\n")
+    assert waited_seconds(tmp_path / "schedstat") == 1.298386959
+    waited = COMMANDS["round"](desk(["a", "b"])[0], warm_seconds=0)["waited"]
+    assert waited is None or 0 <= waited <= 1
 
 
 def test_pairs_go_with_their_texts() -> None:
