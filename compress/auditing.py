@@ -129,7 +129,7 @@ def _lines(found: Findings) -> list[str]:
     by_plan = f"; in float as planned: {', '.join(kept)}" if plan["integer"] and kept else ""
     lines = [
         f"ONNX Runtime {found['onnxruntime']}, {found['provider']}, threads {found['threads']}; times of texts × tokens, nodes in µs",
-        f"{counts['nodes']} nodes{most}, {counts['casts']} casts, {counts['copies']} copies between host and device",
+        f"{counts['nodes']} nodes{most}, casts: {counts['casts']}, copies between host and device: {counts['copies']}",
         f"{counts['integer_linears']} of {linears} linears run as integers ({plan['integer']} planned){by_plan}",
         *([f"{counts['symmetric_linears']} of {plan['symmetric']} quantized linears are as TensorRT takes them"] * bool(plan["symmetric"])),
         f"one node each: {', '.join(f'{name} × {count}' for name, count in found['fusions'].items()) or 'nothing'}",

@@ -47,7 +47,8 @@ class Change(BaseModel):
         """For a person."""
         written: dict[str, Callable[[float], str]] = {"latency": milliseconds, "speed-up": factor, "size": size}
         shown = partial(metric_text, self.metric) if self.metric else written[self.figure]
-        between = "" if self.interval is None else f" ({self.interval[0]:.3f} to {self.interval[1]:.3f})"
+        ends = self.interval and [f"{end * 100:.1f}" if self.metric else f"{end:.3f}" for end in self.interval]
+        between = f" ({ends[0]} to {ends[1]})" if ends else ""
         by = f"{(self.new - self.old) * 100:+.1f} points" if self.metric else f"×{self.ratio:.3f}"
         name = metric_words(self.metric) if self.metric else self.figure
         return f"{self.model}, {name}: {shown(self.old)} → {shown(self.new)}, {by}{between}: {self.verdict}"

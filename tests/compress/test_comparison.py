@@ -172,7 +172,7 @@ def test_a_report_from_before_other_tasks_is_still_read(tmp_path):
     jsonschema.validate(new, schema())
     found = {(change.model, change.figure): change for change in compare_reports(old, new).changes}
     assert {change.verdict for (_, figure), change in found.items() if figure == "accuracy"} == {"worse"}
-    assert found["onnx", "accuracy"].line() == "onnx, accuracy: 100.0 % → 50.0 %, -50.0 points (-0.600 to -0.400): worse"
+    assert found["onnx", "accuracy"].line() == "onnx, accuracy: 100.0 % → 50.0 %, -50.0 points (-60.0 to -40.0): worse"
     for report in (old, new):
         write_html(report, tmp_path / "report.html")
         assert "accuracy lost, points" in write_markdown(report)
@@ -185,7 +185,7 @@ def test_another_task_has_its_own_score():
         return report(one) | {"task": task}
 
     change = next(change for change in compare_reports(scored(0.8), scored(0.7)).changes if change.figure == "score")
-    assert change.line() == "teacher, Spearman: 0.800 → 0.700, -10.0 points (-0.114 to -0.086): worse"
+    assert change.line() == "teacher, Spearman: 0.800 → 0.700, -10.0 points (-11.4 to -8.6): worse"
     with pytest.raises(ConfigError) as caught:
         compare_reports(scored(0.8), scored(0.8, "embedding"))
     assert caught.value.message == "The reports are about different tasks: regression and embedding."
