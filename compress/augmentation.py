@@ -7,17 +7,20 @@ Words are what white space separates, so the punctuation and case of the corpus 
 - `mix`: the beginning of one text and the end of another, joined at a random place; `cross`: joined at a word that both have.
 - `swap`: runs of words exchanged for others that stand between the same two words elsewhere in the corpus (the substitutable fragments
   of Andreas 2020, whose environments here are one word on each side).
-- `retrieve`: the nearest texts of an unlabelled pool, which is handed in, by TF-IDF over words and word pairs.
+- `retrieve`: the texts of an unlabelled pool, which is handed in, that are most like the training texts: whose words and pairs of words are
+  likelier among these than in the pool (Moore and Lewis 2010).
 
 Everything is drawn from a seed, and each text and kind has a generator of its own, so that more copies go on where fewer end, and other
 kinds beside it change nothing. Torch-free.
 """
 
 import itertools
+import math
 import random
+import re
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +30,7 @@ from model.errors import ConfigError
 
 LONGEST_NGRAM = 5  # Tang et al. 2019
 LONGEST_RUN = 4  # words that swap takes out or puts in
+FEW = 5  # terms that a text of the pool is taken to have beyond its own, which tell nothing
 TRIES = 30  # draws for a place to swap or join at, before a text is left as it is
 MOST = 1000  # copies
 VERSION = 1  # of what is drawn: another number where the same seed makes other texts
@@ -184,29 +188,24 @@ class _Occurrences:
 
 
 def _retrieve(material: Material, copies: int) -> list[str]:
-    terms = [_terms(text) for text in material.pool]
-    counts = Counter(term for found in terms for term in found)
-    weight = {term: float(np.log(len(terms) / count)) for term, count in counts.items()}
-    postings: dict[str, list[int]] = defaultdict(list)
-    for number, found in enumerate(terms):
-        for term in found:
-            postings[term].append(number)
-    lists = {term: np.array(numbers) for term, numbers in postings.items()}
-    size = np.sqrt([sum(weight[term] ** 2 for term in found) for found in terms]) + 1e-9
-    nearest: list[int] = []
-    for text in material.texts:
-        scores = np.zeros(len(terms))
-        for term in _terms(text) & weight.keys():
-            scores[lists[term]] += weight[term] ** 2
-        scores /= size
-        best = np.argsort(-scores, kind="stable")[:copies]
-        nearest.extend(best[scores[best] > 0].tolist())
-    return [material.pool[number] for number in nearest]
+    inside, outside = (Counter(itertools.chain.from_iterable(map(_terms, texts))) for texts in (material.texts, material.pool))
+    size = len(inside | outside) or 1
+    shift = math.log((outside.total() + size) / (inside.total() + size))
+    gain = {term: math.log((inside[term] + 1) / (count + 1)) + shift for term, count in outside.items()}
+    scores = np.array([_likeness(text, gain) for text in material.pool])
+    best = np.argsort(-scores, kind="stable")[: copies * len(material.texts)]
+    return [material.pool[number] for number in best if scores[number] > 0]
 
 
-def _terms(text: str) -> set[str]:
-    words = text.casefold().split()
-    return {*words, *(f"{first} {second}" for first, second in itertools.pairwise(words))}
+def _likeness(text: str, gain: Mapping[str, float]) -> float:
+    """How much likelier the terms of a text are inside than outside, in nats a term; of few terms less is believed."""
+    terms = _terms(text)
+    return sum(gain[term] for term in terms) / (len(terms) + FEW)
+
+
+def _terms(text: str) -> list[str]:
+    words = re.findall(r"\w+|[^\w\s]", text.casefold())
+    return [*words, *(f"{first} {second}" for first, second in itertools.pairwise(words))]
 
 
 KINDS: dict[str, Callable[[Material, int], Iterable[str]]] = {

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-import random
+import re
 import subprocess
 import sys
 
@@ -139,25 +139,29 @@ def swappable(words):
     return [(start, stop) for start in range(1, len(words) - 1) for stop in range(start + 1, min(len(words) - 1, start + LONGEST_RUN) + 1)]
 
 
-def test_retrieve_takes_the_nearest_and_nothing_that_shares_no_word():
-    pool = ["what is the price of tea ?", "the weather is fine", "zebra", "who wrote the book of the dead ?"]
-    assert augment("retrieve", 1, material(["Who wrote it ?"], pool=pool)) == ["who wrote the book of the dead ?"]
-    assert "zebra" not in augment("retrieve", 4, material(QUESTIONS, pool=pool))
+def test_retrieve_takes_what_is_like_the_training_texts_and_never_what_is_unlike_them():
+    films = [f"the film {number} was fine and he was good" for number in range(30)]
+    pool = [*films, "What is the price of tea ?", "Who wrote it ?"]
+    assert set(augment("retrieve", 9, material(QUESTIONS, pool=pool))) == set(pool[-2:])
+    assert augment("retrieve", 1, material(["Who wrote this ?"], pool=pool)) == ["Who wrote it ?"]
 
 
-def test_retrieve_agrees_with_a_slow_count():
-    drawn = random.Random(3)
-    pool = [" ".join(drawn.choices(WORDS, k=drawn.randint(1, 6))) for _ in range(40)]
-    terms = [{*text.casefold().split(), *itertools.pairwise(text.casefold().split())} for text in pool]
-    weight = {term: math.log(len(pool) / sum(term in other for other in terms)) for found in terms for term in found}
-    question = "What is the capital of Ireland ?".casefold().split()
-    asked = {*question, *itertools.pairwise(question)}
-    scores = [
-        sum(weight[term] ** 2 for term in found & asked) / (math.sqrt(sum(weight[term] ** 2 for term in found)) + 1e-9) for found in terms
-    ]
-    best = sorted(range(len(pool)), key=lambda row: -scores[row])[:5]
-    found = augment("retrieve", 5, material(["What is the capital of Ireland ?"], pool=pool))
-    assert sorted(scores[pool.index(text)] for text in found) == pytest.approx(sorted(scores[row] for row in best))
+@given(CORPORA, CORPORA)
+def test_retrieve_agrees_with_a_slow_count(texts, pool):
+    def terms(text):
+        words = re.findall(r"[A-Za-z]+|[?]", text.casefold())
+        return [*words, *itertools.pairwise(words)]
+
+    sides = [[term for text in side for term in terms(text)] for side in (texts, pool)]
+    size = len({*sides[0], *sides[1]}) or 1
+    scores = []
+    for text in pool:
+        found = terms(text)
+        shares = [[(side.count(term) + 1) / (len(side) + size) for term in found] for side in sides]
+        scores.append(sum(math.log(a / b) for a, b in zip(*shares, strict=True)) / (len(found) + 5))
+    best = sorted((score for score in scores if score > 1e-9), reverse=True)[: 2 * len(texts)]
+    if not any(0 < abs(score) < 1e-9 for score in scores):
+        assert [scores[pool.index(text)] for text in augment("retrieve", 2, material(texts, pool=pool)) if text] == pytest.approx(best)
 
 
 def test_repeats_and_known_texts_are_dropped_whatever_their_case_spaces_and_marks():
