@@ -30,6 +30,7 @@ from model.errors import ConfigError
 
 LONGEST_NGRAM = 5  # Tang et al. 2019
 LONGEST_RUN = 4  # words that swap takes out or puts in
+TRUST = 0.8  # in the shares of words and pairs among few training texts; the rest is those of the pool (Jelinek and Mercer 1980)
 FEW = 5  # terms that a text of the pool is taken to have beyond its own, which tell nothing
 TRIES = 30  # draws for a place to swap or join at, before a text is left as it is
 MOST = 1000  # copies
@@ -189,9 +190,8 @@ class _Occurrences:
 
 def _retrieve(material: Material, copies: int) -> list[str]:
     inside, outside = (Counter(itertools.chain.from_iterable(map(_terms, texts))) for texts in (material.texts, material.pool))
-    size = len(inside | outside) or 1
-    shift = math.log((outside.total() + size) / (inside.total() + size))
-    gain = {term: math.log((inside[term] + 1) / (count + 1)) + shift for term, count in outside.items()}
+    sizes = max(1, outside.total()) / max(1, inside.total())
+    gain = {term: math.log(TRUST * sizes * inside[term] / count + 1 - TRUST) for term, count in outside.items()}
     scores = np.array([_likeness(text, gain) for text in material.pool])
     best = np.argsort(-scores, kind="stable")[: copies * len(material.texts)]
     return [material.pool[number] for number in best if scores[number] > 0]

@@ -47,8 +47,9 @@ class Training(Options):
     checkpointing: bool = _runtime(False, "Keep only each layer's input for the way back and compute the rest again: less memory.")
     accumulation: int = Field(1, ge=1, description="Parts in which a step's texts are computed, one after the other: less memory.")
     compile: bool = Field(False, description="Compile the model for training: pays on a GPU, and on long runs.")
-    frozen: Literal["nothing", "embeddings"] = Field(
-        "nothing", description="What stays as it is: without the embeddings, most of a small student's weights, a step is much quicker."
+    frozen: Literal["nothing", "tokens"] = Field(
+        "nothing",
+        description="What stays as it is: without the table of tokens, most of a small student's weights, a step is much quicker.",
     )
     train_texts: int | None = Field(None, ge=1, description="Train on this many of the labelled texts only, drawn by the seed.")
     seed: int = Field(0, ge=0, description="Decides initialisation, order and dropout.")

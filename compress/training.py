@@ -242,8 +242,8 @@ def train(model: Encoder, corpus: Corpus, objective: Objective, options: Trainin
     )
     batches = schedule_of_batches(corpus.lengths, options.batch_size, options.epochs, options.seed)
     model.checkpointing = options.checkpointing
-    if options.frozen == "embeddings":
-        model.embeddings.requires_grad_(False)
+    if options.frozen == "tokens":
+        model.embeddings.tokens.requires_grad_(False)
     lesson = _Lesson(model, objective)
     if options.compile:
         lesson.compile(dynamic=True)

@@ -153,12 +153,11 @@ def test_retrieve_agrees_with_a_slow_count(texts, pool):
         return [*words, *itertools.pairwise(words)]
 
     sides = [[term for text in side for term in terms(text)] for side in (texts, pool)]
-    size = len({*sides[0], *sides[1]}) or 1
     scores = []
     for text in pool:
         found = terms(text)
-        shares = [[(side.count(term) + 1) / (len(side) + size) for term in found] for side in sides]
-        scores.append(sum(math.log(a / b) for a, b in zip(*shares, strict=True)) / (len(found) + 5))
+        inside, outside = ([side.count(term) / max(1, len(side)) for term in found] for side in sides)
+        scores.append(sum(math.log((0.8 * a + 0.2 * b) / b) for a, b in zip(inside, outside, strict=True)) / (len(found) + 5))
     best = sorted((score for score in scores if score > 1e-9), reverse=True)[: 2 * len(texts)]
     if not any(0 < abs(score) < 1e-9 for score in scores):
         assert [scores[pool.index(text)] for text in augment("retrieve", 2, material(texts, pool=pool)) if text] == pytest.approx(best)
