@@ -159,8 +159,8 @@ def test_retrieve_agrees_with_a_slow_count(texts, pool):
         inside, outside = ([side.count(term) / max(1, len(side)) for term in found] for side in sides)
         scores.append(sum(math.log((0.8 * a + 0.2 * b) / b) for a, b in zip(inside, outside, strict=True)) / (len(found) + 5))
     best = sorted((score for score in scores if score > 1e-9), reverse=True)[: 2 * len(texts)]
-    if not any(0 < abs(score) < 1e-9 for score in scores):
-        assert [scores[pool.index(text)] for text in augment("retrieve", 2, material(texts, pool=pool)) if text] == pytest.approx(best)
+    found = [scores[pool.index(text)] for text in augment("retrieve", 2, material(texts, pool=pool))]
+    assert [score for score in found if score > 1e-9] == pytest.approx(best)  # of no use at all is 0, or what rounding leaves of it
 
 
 def test_repeats_and_known_texts_are_dropped_whatever_their_case_spaces_and_marks():
