@@ -64,7 +64,7 @@ def measure(name: str, given: dict[str, Any], data: str, folder: Path) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one length of prefix and fewer passes")
-    parser.add_argument("--data", required=True, help="built-in set, file or folder with class labels and single texts")
+    parser.add_argument("--data", default="intents-en", help="built-in set, file or folder with class labels and single texts")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     given = parser.parse_args()
     figures = {}

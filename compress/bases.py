@@ -5,32 +5,37 @@ from pathlib import Path
 from typing import Any
 
 from compress.sources import Source
+from compress.tasks import PRETRAINING, TASKS
 from model.checkpoint import load_model
 from model.config import EncoderConfig, read_config
 from model.encoder import Encoder
 from model.errors import ConfigError
-from model.pretrained import load_pretrained
-from model.tokenizer import Tokenizer
+from model.pretrained import has_head, load_pretrained
+from model.tokenizer import Tokenizer, open_tokenizer
 
 
 def head_of(task: str, labels: int, pooling: str) -> dict[str, Any]:
     """The head's configuration; tags are given token by token, so nothing is pooled for them."""
-    return {"kind": task, "labels": labels, **({} if task == "tagging" else {"pooling": pooling})}
+    return {"kind": task, "labels": labels, **({"pooling": pooling} if "pooling" in TASKS[task].head.model_fields else {})}
 
 
 def start(base: Source, tokenizer: Tokenizer, head: dict[str, Any], dropout: float | None) -> Encoder:
     """The encoder to train: an artifact's with a fresh head, a foreign checkpoint's, or a fresh one by configuration.
 
+    Pre-training goes on with the base's own head, where it has one of that kind.
     Its length is the tokenizer's. Raises ConfigError if the tokenizer has tokens that it has not.
     """
     if base.artifact is not None:
         found = load_model(base.path)
+        if own := head["kind"] in PRETRAINING and found.config.head.kind == head["kind"]:
+            head = found.config.head.model_dump()
         model = Encoder(found.config.changed(head=head))
-        model.load_state_dict({name: value for name, value in found.state_dict().items() if not name.startswith("head.")}, strict=False)
+        kept = {name: value for name, value in found.state_dict().items() if own or not name.startswith("head.")}
+        model.load_state_dict(kept, strict=False)
     elif base.path.is_file():
         model = Encoder(_read(base.path, tokenizer, head))
     else:
-        model = load_pretrained(base.path, head)
+        model = load_pretrained(base.path, head, kept=head["kind"] in PRETRAINING and has_head(base.path, head["kind"]))
     if model.config.vocabulary < tokenizer.vocabulary:
         raise ConfigError(
             f"The tokenizer has {tokenizer.vocabulary:,} tokens, the base only {model.config.vocabulary:,}.",
@@ -40,6 +45,19 @@ def start(base: Source, tokenizer: Tokenizer, head: dict[str, Any], dropout: flo
     changed = Encoder(model.config.changed(**changes))  # settings that have no weights
     changed.load_state_dict(model.state_dict())
     return changed
+
+
+def generator_for(source: Source, tokenizer: Tokenizer) -> Encoder:
+    """The masked language model at `source`, an artifact or a checkpoint; raises ConfigError if it is none or reads other tokens."""
+    if source.artifact is not None and source.artifact.manifest.task != "masked":
+        what = f"{source.path} is a model for {source.artifact.manifest.task}: it cannot fill in words."
+        raise ConfigError(what, "Train a generator with `compress train --task masked`.")
+    if source.artifact is None and (source.path.is_file() or not has_head(source.path, "masked")):
+        raise ConfigError(f"{source.path} has no masked language model.", "Train a generator with `compress train --task masked`.")
+    if open_tokenizer(source.path, tokenizer.max_length).digest != tokenizer.digest:
+        what = f"The generator {source.path} has a tokenizer of its own."
+        raise ConfigError(what, "Both must read the same tokens: train one with this tokenizer.")
+    return load_model(source.path) if source.artifact else load_pretrained(source.path, {"kind": "masked"}, kept=True)
 
 
 def _read(path: Path, tokenizer: Tokenizer, head: dict[str, Any]) -> EncoderConfig:

@@ -12,7 +12,12 @@ DID = {
     "export": "exported to ONNX",
     "benchmark": "measured",
 }
-PIPELINES = {"tagging": "token-classification", "embedding": "sentence-similarity"}  # the hub's names; all else is text-classification
+PIPELINES = {
+    "tagging": "token-classification",
+    "embedding": "sentence-similarity",
+    "masked": "fill-mask",
+    "replaced": "token-classification",
+}  # the hub's names; all else is text-classification
 # Bases by what is in them, under their names on the hub: a directory's own name says nothing.
 HUB = {"41d03fdf73bfd48febd81e94dd29be4d479984c9913cad1e45b5bbda9f79af27": "sentence-transformers/all-MiniLM-L6-v2"}
 CAME_FROM = ("student", "base", "model", "teacher")  # the role whose weights a stage went on from: the first of these that it has

@@ -73,9 +73,12 @@ def _known_vocabulary(text: str | None) -> str | None:
 class TrainOptions(Training):
     """Options of `compress train`."""
 
-    task: Literal["auto", "embedding"] = Field(
-        "auto", description="What to learn: what the labels say, or embeddings, from pairs of texts with a score."
+    task: Literal["auto", "embedding", "masked", "replaced"] = Field(
+        "auto",
+        description="What to learn: what the labels say; embeddings, from pairs of texts with a score; from any text, "
+        "words that are masked, or which words were replaced.",
     )
+    masking: float = Field(0.15, gt=0, lt=1, description="Share of the tokens that are masked or replaced, with --task masked or replaced.")
     pooling: Literal["mean", "cls"] = Field("mean", description="What the head sees: the mean over the tokens, or the first one.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Dropout (default: the base's own).")
     prefix: int = Field(

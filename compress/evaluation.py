@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from compress.tasks import TASKS
-from compress.training import Corpus, model_inputs
+from compress.training import Corpus, Inputs, model_inputs
 from model.encoder import Encoder
 from serve.tasks import outputs_by_text, stacked
 
@@ -19,12 +19,23 @@ TIMED = 40
 def outputs(model: Encoder, corpus: Corpus) -> np.ndarray:
     """What the model gives for the whole corpus, float32 in its order, in the form that `compress.tasks` has for its task."""
     model.eval()
+    if corpus.lesson is not None:
+        return np.concatenate([_of_lesson(model, corpus.batch(rows)) for rows in corpus.batches(64)])
     found: dict[int, np.ndarray] = {}
     for rows in corpus.batches(64):
         given = model(**model_inputs(corpus.batch(rows))).float().numpy()
         padded = corpus.tokenizer.pad([corpus.encodings[row] for row in rows])
         found |= zip(rows, outputs_by_text(model.config.head.kind, given, padded, corpus.seconds is not None), strict=True)
     return stacked([found[row] for row in range(len(corpus))])
+
+
+def _of_lesson(model: Encoder, inputs: Inputs) -> np.ndarray:
+    """[P, 2]: for a masked language model the log-probabilities of the truth and of the likeliest; else the logit and the truth."""
+    given, truth = model(**model_inputs(inputs)).float(), inputs["labels"]
+    if model.config.head.kind != "masked":
+        return np.stack((given[:, 0].numpy(), truth.numpy()), axis=1)
+    scores = given.log_softmax(dim=-1)
+    return np.stack((scores.gather(1, truth[:, None])[:, 0].numpy(), scores.amax(dim=1).numpy()), axis=1)
 
 
 @torch.no_grad()

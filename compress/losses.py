@@ -1,6 +1,7 @@
 """Losses by task: against the labels (hard), and against a teacher's outputs (soft).
 
-Shapes: B texts, S tokens, L labels, W width. Outputs are [B, L], for tagging [B, S, L], for embedding [B, W].
+Shapes: B texts, S tokens, L labels, W width. Outputs are [B, L], for tagging [B, S, L], for embedding [B, W], for
+masked and replaced those of P places, [P, vocabulary] and [P, 1].
 """
 
 from collections.abc import Callable
@@ -45,6 +46,8 @@ SOFT: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "regression": squares,
     "tagging": divergence,
     "embedding": directions,
+    "masked": divergence,
+    "replaced": decisions,
 }
 HARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "classification": F.cross_entropy,
@@ -52,6 +55,8 @@ HARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "regression": lambda outputs, labels: F.mse_loss(outputs[:, 0], labels),
     "tagging": lambda logits, labels: F.cross_entropy(logits.flatten(0, 1), labels.flatten().long(), ignore_index=NO_TAG),
     "embedding": _cosines,
+    "masked": lambda logits, labels: F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels)),  # of nothing: 0
+    "replaced": lambda logits, labels: F.binary_cross_entropy_with_logits(logits[:, 0], labels, reduction="sum") / max(1, len(labels)),
 }
 
 

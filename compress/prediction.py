@@ -86,8 +86,8 @@ def label_texts(
 
 def takes_pairs(manifest: Manifest) -> bool | None:
     """Whether the model was trained on pairs of texts, by the data in its manifest or its ancestors'; None if there are none."""
-    if manifest.task == "embedding":
-        return None  # a text has a vector, a pair the cosine of its two
+    if manifest.task in ("embedding", "masked", "replaced"):
+        return None  # a text has a vector, a pair the cosine of its two; words are found in either
     sets = [manifest.data, *(ancestor.get("data") for ancestor in manifest.ancestors.values())]
     known = [bool(data.get("pairs")) for data in sets if data is not None]
     return any(known) if known else None

@@ -101,7 +101,7 @@ _MOVED: dict[str, Kind | None] = {f"{BACKBONE}?": None}  # where the backbone of
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("train", config.TrainOptions, "torch", {"base": None, "tokenizer?": None}, True, _TRAIN),
+        Stage("train", config.TrainOptions, "torch", {"base": None, "tokenizer?": None, "generator?": None}, True, _TRAIN),
         Stage("distill", config.DistillOptions, "torch", {"teacher": None, "base?": None, "student?": "torch", **_MOVED}, True, _TRAIN),
         Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": None, **_MOVED}, True, _TRAIN),
         Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": None, **_MOVED}, True, _QUANTIZE),

@@ -7,6 +7,8 @@ What a model gives (`outputs`) and the truth, by task (n texts, L labels):
 - regression: [n, 1]; scores [n]
 - tagging: logits [n, most words, L], NaN where there is no word or it was cut off; for each text the numbers of its words' tags
 - embedding: cosines of pairs [n, 1]; scores [n]
+- masked: [m, 2] for all m hidden tokens: log-probability of what was there, and of the likeliest; no truth besides
+- replaced: [m, 2] for all m tokens: the logit, and whether the token was replaced; no truth besides
 """
 
 from collections.abc import Callable, Sequence
@@ -117,6 +119,25 @@ def no_details(outputs: NDArray[Any], truth: Any, labels: Sequence[str]) -> dict
     return {}
 
 
+def masked_metrics(outputs: NDArray[Any], truth: Any = None, labels: Sequence[str] = ()) -> Metrics:
+    """`masked_accuracy`: hidden tokens whose likeliest guess is right; `perplexity`: what the truth's mean probability is one in."""
+    right = outputs[:, 0] >= outputs[:, 1]
+    return {"masked_accuracy": float(right.mean()), "perplexity": float(np.exp(-outputs[:, 0].astype(np.float64).mean()))}
+
+
+def replaced_metrics(outputs: NDArray[Any], truth: Any = None, labels: Sequence[str] = ()) -> Metrics:
+    """`replaced_f1` of the tokens that were replaced, `precision`, `recall`, and `replaced_accuracy` over all tokens."""
+    found, right = outputs[:, 0] > 0, outputs[:, 1] > 0.5
+    hits = int((found & right).sum())
+    f1 = _f1(found[:, None], right[:, None])[0]
+    return {
+        "replaced_f1": 1.0 if f1 is None else f1,
+        "precision": hits / max(1, int(found.sum())),
+        "recall": hits / max(1, int(right.sum())),
+        "replaced_accuracy": float((found == right).mean()),
+    }
+
+
 @dataclass(frozen=True)
 class Task:
     """What a task is made of: its head's configuration, the task of the data that it learns from, its metrics and the first among them.
@@ -199,16 +220,22 @@ TASKS = {
         ordered=True,
         apart=True,
     ),
+    "masked": Task(config.MaskedHead, "text", masked_metrics, "masked_accuracy"),
+    "replaced": Task(config.ReplacedHead, "text", replaced_metrics, "replaced_f1"),
 }
+PRETRAINING = ("masked", "replaced")  # tasks whose lessons are in the text itself
+PER_TOKEN = ("tagging", *PRETRAINING)
 
 
 def trainable(data: "Data", task: str = "auto") -> str:
     """The task to train on `data`: `task`, or what the labels say; raises DataError if it cannot be trained on these data."""
+    if task in PRETRAINING and data.task != "tagging":
+        return task  # any text will do
     if data.task not in TASKS:
         why = f"; {data.note}" if data.task == "text" else ""
         raise DataError(
             f"{data.name} is a set for {data.task}, which is not trained here{why}.",
-            f"Trained: {', '.join(TASKS)}. If the set has labels, name their column with --label.",
+            "Text without labels is for `compress train --task masked` or replaced. If the set has labels, name their column with --label.",
         )
     task = data.task if task == "auto" else task
     if TASKS[task].data != data.task or (task == "embedding" and not data.pairs):
@@ -220,8 +247,8 @@ def trainable(data: "Data", task: str = "auto") -> str:
 
 
 def labels_of(task: str, data: "Data") -> list[str]:
-    """The names of a model's outputs: one for regression, none for embedding."""
-    return {"regression": ["score"], "embedding": []}.get(task, list(data.labels))
+    """The names of a model's outputs: one for regression and replaced, none for embedding and masked."""
+    return {"regression": ["score"], "embedding": [], "masked": [], "replaced": ["replaced"]}.get(task, list(data.labels))
 
 
 def labels_agree(labels: Sequence[str], data: "Data", task: str = "auto") -> str:

@@ -22,6 +22,7 @@ from compress.losses import supervised
 from compress.new_texts import chooses, new_texts
 from compress.progress import bar, say
 from compress.students import layer_map
+from compress.tasks import PER_TOKEN
 from compress.teachers import Teacher, foreign_ask
 from compress.training import NO_TAG, Column, Corpus, Inputs, Objective, drawn, in_turn, model_inputs, tokenize
 from model.encoder import Encoder
@@ -115,7 +116,7 @@ def lessons(
     same = (theirs.digest, theirs.typed) == (tokenizer.digest, tokenizer.typed)
     if not same:
         refuse_tokens(texts.task, options)
-    if texts.task == "tagging" or (options.hidden_states == "tokens" and options.hidden):
+    if texts.task in PER_TOKEN or (options.hidden_states == "tokens" and options.hidden):
         return whole(corpora), _objective(options, texts.task, _along(model, layers, options.device))
     heard = corpora if same else material(theirs, texts, taught=True)
     return whole(corpora, in_turn(lambda: _own_answers(teacher, heard, layers, options))), _objective(options, texts.task)
@@ -185,7 +186,7 @@ def _key(teacher: Teacher, options: Distillation) -> dict[str, Any]:
 
 def refuse_tokens(task: str, options: Distillation) -> None:
     """Raise ConfigError if something is to be compared token by token, for a student and a teacher that do not have the same tokens."""
-    if task == "tagging" or (options.hidden_states == "tokens" and options.hidden):
+    if task in PER_TOKEN or (options.hidden_states == "tokens" and options.hidden):
         raise ConfigError(
             "Tokens are to be compared, but the student and the teacher have tokenizers of their own.",
             "Give --hidden-states pooled; a tagger needs its teacher's tokenizer: leave out --base and --vocabulary.",

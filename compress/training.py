@@ -5,6 +5,7 @@ before it begins, from the seed alone, so that a run that was killed and goes on
 """
 
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from compress.config import Training
+from compress.masking import Masking, masking_for
 from compress.ranks import local_processes, processes, rank
-from compress.tasks import truth_of
+from compress.tasks import PRETRAINING, texts_of, truth_of
 from model.encoder import Encoder
 from model.errors import EnvironmentProblem
 from model.tokenizer import Encoding, Tokenizer
@@ -46,10 +48,11 @@ class Column(Protocol):
 
 
 class Part(NamedTuple):
-    """Rows that one process computes at a time, and how much their mean counts."""
+    """Rows that one process computes at a time, how much their mean counts, and the step that they are of, from 1."""
 
     rows: list[int]
     weight: float
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Corpus:
     """Tokenised texts with their labels, a row a text; for embeddings a row may be two texts, each encoded by itself.
 
     `labels` [n], [n, labels] for several labels, [n, longest] with a tag for each token (`tags`); `columns` are handed to the objective
-    by name; `truth` is what metrics compare with (see `compress.tasks`), `seconds` the second texts.
+    by name; `truth` is what metrics compare with (see `compress.tasks`), `seconds` the second texts. With a
+    `lesson` the texts teach by themselves.
     """
 
     tokenizer: Tokenizer
@@ -67,6 +71,7 @@ class Corpus:
     truth: Any = None
     seconds: list[Encoding] | None = None
     tags: bool = False
+    lesson: Masking | None = None
 
     def __len__(self) -> int:
         return len(self.encodings)
@@ -77,10 +82,15 @@ class Corpus:
         count = [len(encoding.ids) for encoding in self.encodings]
         return np.array(count) if self.seconds is None else np.maximum(count, [len(encoding.ids) for encoding in self.seconds])
 
-    def batch(self, rows: list[int]) -> Inputs:
-        """The padded texts at `rows` (all first texts, then all second ones where there are two), their labels and columns."""
+    def batch(self, rows: list[int], step: int = 0) -> Inputs:
+        """The padded texts at `rows` (all first texts, then all second ones where there are two), their labels and columns.
+
+        `step` is that of the training, 0 for none: a lesson differs from one to the next.
+        """
         chosen = [texts[row] for texts in (self.encodings, self.seconds) if texts is not None for row in rows]
         inputs = {name: torch.from_numpy(array) for name, array in self.tokenizer.pad(chosen).items()}
+        if self.lesson is not None:
+            return self.lesson(inputs, rows, step)
         labels = self.labels[rows, : inputs["input_ids"].shape[1]] if self.tags else self.labels[rows]
         return {**inputs, "labels": labels, **{name: column[rows] for name, column in self.columns.items()}}
 
@@ -121,6 +131,9 @@ def drawn(split: Any, size: int | None, seed: int) -> Any:
 
 def tokenize(tokenizer: Tokenizer, split: Any, task: str = "classification", labels: Sequence[str] = ()) -> Corpus:
     """A part of the data (columns as `compress.data` has them) as a Corpus for a model of `task` with these labels."""
+    if task in PRETRAINING:
+        encodings = tokenizer.ids(texts_of(task, split), split["text_b"][:] if "text_b" in split.column_names else None)
+        return Corpus(tokenizer, encodings, torch.zeros(len(encodings)), lesson=masking_for(task, tokenizer, encodings))
     truth = truth_of(task, split, labels)
     if task == "tagging":
         return _tagged(tokenizer, split["tokens"][:], truth)
@@ -146,13 +159,14 @@ def _tagged(tokenizer: Tokenizer, sentences: list[list[str]], tags: list[list[in
 
 def model_inputs(inputs: Inputs) -> Inputs:
     """The part of a batch that a model takes."""
-    return {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in inputs}
+    return {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids", "places") if name in inputs}
 
 
 def prepare(options: Training) -> None:
     """Threads, seeds, device and the other processes, before a stage computes anything.
 
-    Raises EnvironmentProblem if there is no such device, or it has not the precision: Trainer would train in fp32 without a word.
+    Raises EnvironmentProblem if there is no such device, or it has not the precision (Trainer would train in fp32 without a word), if
+    nothing can compile, and for FSDP, of which accelerate makes plain copies on CPUs, without a word either.
     """
     torch.set_num_threads(options.threads or max(1, usable_cores() // local_processes()))
     set_seed(options.seed)
@@ -163,6 +177,13 @@ def prepare(options: Training) -> None:
         raise EnvironmentProblem(f"{what} is for GPUs; training is on the CPU.", "Give --device cuda, or take --precision bf16 or fp32.")
     if options.tf32 and torch.cuda.get_device_capability() < (8, 0):
         raise EnvironmentProblem(f"{torch.cuda.get_device_name()} has no TF32.", "Leave --tf32 out, or use a GPU of Ampere or newer.")
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if options.compile and shutil.which(compiler) is None:
+        what = f"--compile builds kernels with a C++ compiler, and there is no {compiler} here."
+        raise EnvironmentProblem(what, "Install one (package g++), name yours in the variable CXX, or leave --compile out.")
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        what = "FSDP was asked for (ACCELERATE_USE_FSDP): accelerate shards no model on CPUs, and on GPUs it was never run here."
+        raise EnvironmentProblem(what, "Train whole copies: `torchrun --nproc-per-node N … compress train`.")
     if processes() > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo" if options.device == "cpu" else "nccl")
 
@@ -203,10 +224,10 @@ def parts_of(batches: list[list[int]], accumulation: int, rank: int, processes: 
     """
     count = accumulation * processes
     parts = []
-    for rows in batches:
+    for step, rows in enumerate(batches, start=1):
         for turn in range(accumulation):
             mine = rows[turn * processes + rank :: count]
-            parts.append(Part(mine or rows[:1], len(mine) * count / len(rows)))
+            parts.append(Part(mine or rows[:1], len(mine) * count / len(rows), step))
     return parts
 
 
@@ -283,7 +304,7 @@ class _Trainer(Trainer):
         return DataLoader(parts, batch_size=1, collate_fn=self._batch, generator=torch.Generator())
 
     def _batch(self, parts: list[Part]) -> Inputs:
-        return {**self.corpus.batch(parts[0].rows), "weight": torch.tensor(parts[0].weight)}
+        return {**self.corpus.batch(parts[0].rows, parts[0].step), "weight": torch.tensor(parts[0].weight)}
 
     def compute_loss(self, model: Any, inputs: Inputs, *_: Any, **__: Any) -> Tensor:
         loss: Tensor = model(inputs)

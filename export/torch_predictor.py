@@ -14,7 +14,7 @@ from model.artifact import open_artifact
 from model.checkpoint import load_model
 from model.pretrained import to_transformers
 from model.tokenizer import Batch, open_tokenizer
-from serve.predictor import INPUTS
+from serve.predictor import INPUTS, names_of
 from serve.tasks import batch_for
 
 Engine = Literal["transformers", "torch", "torch-compile"]
@@ -92,7 +92,7 @@ def open_torch_predictor(
     module: Any = placed(encoder, provider, precision)
     if engine == "torch-compile":
         module = torch.compile(module, dynamic=compile_mode == "default", mode=compile_mode)
-    return TorchPredictor(module, encode, artifact.manifest.labels, engine, named, task, provider)
+    return TorchPredictor(module, encode, names_of(task, ours, artifact.manifest.labels), engine, named, task, provider)
 
 
 def transformers_batches(

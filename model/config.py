@@ -33,15 +33,30 @@ class LayerConfig(Slot):
         return {"kind": "dense", **attention} if isinstance(attention, dict) else attention
 
 
-class PooledHead(Slot):
-    """What heads over a whole text share.
+Hidden = Literal["tanh", "gelu", "gelu_tanh", "relu", "silu"]
 
-    `pooling`: the mean over the tokens, or the first token. `hidden`: a dense layer of the encoder's width with this activation before
-    the output, as the heads of BERT and RoBERTa (tanh), ELECTRA (gelu) and DistilBERT (relu) have one.
+
+class HiddenHead(Slot):
+    """What most heads share.
+
+    `hidden`: a dense layer of the encoder's width with this activation before the output, as the heads of BERT and RoBERTa (tanh), ELECTRA
+    (gelu) and DistilBERT (relu) have one; `hidden_norm`: a norm of the encoder's kind after that, as in ModernBERT's.
     """
 
+    hidden: Literal["none"] | Hidden = "none"
+    hidden_norm: bool = False
+
+    @model_validator(mode="after")
+    def _normed(self) -> "HiddenHead":
+        if self.hidden_norm and self.hidden == "none":
+            raise ValueError("hidden_norm is a norm after the hidden layer, but there is none: choose hidden, or leave it out")
+        return self
+
+
+class PooledHead(HiddenHead):
+    """What heads over a whole text share; `pooling`: the mean over the tokens, or the first token."""
+
     pooling: Literal["mean", "cls"] = "mean"
-    hidden: Literal["none", "tanh", "gelu", "relu"] = "none"
 
 
 class ClassificationHead(PooledHead):
@@ -65,7 +80,7 @@ class RegressionHead(PooledHead):
     labels: Literal[1] = 1
 
 
-class TaggingHead(Slot):
+class TaggingHead(HiddenHead):
     """One of `labels` tags for each token."""
 
     kind: Literal["tagging"] = "tagging"
@@ -80,7 +95,31 @@ class EmbeddingHead(Slot):
     pooling: Literal["mean", "cls"] = "mean"
 
 
-Head = Annotated[ClassificationHead | MultilabelHead | RegressionHead | TaggingHead | EmbeddingHead, Field(discriminator="kind")]
+class MaskedHead(Slot):
+    """The likeliest token of the vocabulary in each place: a masked language model (Devlin et al. 2018, §3.1).
+
+    A dense layer to the width of the token table with this activation, a norm of the encoder's kind, and the product with the table itself
+    (`tied`: Press and Wolf 2017) or with one of its own.
+    """
+
+    kind: Literal["masked"] = "masked"
+    labels: Literal[0] = 0
+    hidden: Hidden = "gelu"
+    tied: bool = True
+
+
+class ReplacedHead(Slot):
+    """Whether each token was put in place of another: a dense layer with this activation, one logit (Clark et al. 2020, §2)."""
+
+    kind: Literal["replaced"] = "replaced"
+    labels: Literal[1] = 1
+    hidden: Hidden = "gelu"
+
+
+Head = Annotated[
+    ClassificationHead | MultilabelHead | RegressionHead | TaggingHead | EmbeddingHead | MaskedHead | ReplacedHead,
+    Field(discriminator="kind"),
+]
 
 
 class Quantization(Slot):
@@ -147,6 +186,11 @@ class EncoderConfig(Slot):
                 raise ValueError(f"layer {number} has {problem}")
         if self.early_pooling:
             self._pools_early()
+        head = self.head
+        if self.norm.kind == "batchnorm" and (head.kind == "masked" or getattr(head, "hidden_norm", False)):
+            raise ValueError(f"a {head.kind} head with a norm, but batchnorm cannot be that norm: choose layernorm or rmsnorm")
+        if head.kind == "masked" and head.tied and self.quantization and self.quantization.embeddings:
+            raise ValueError("the token table is what a tied masked head answers with, so it cannot be int8: quantize with embeddings fp32")
         return self
 
     def _pools_early(self) -> None:

@@ -4,6 +4,7 @@ Shapes: B texts, S tokens, W width. Between embeddings and head the activations 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,16 +125,23 @@ class Encoder(nn.Module):
         pooling = getattr(config.head, "pooling", None) if config.early_pooling else None
         self.layers = nn.ModuleList([*(Layer(layer, config) for layer in config.layers[:-1]), Layer(config.layers[-1], config, pooling)])
         self.norm = NORMS[config.norm.kind](config.norm, config.width) if config.norm_first else nn.Identity()
-        self.head = HEADS[config.head.kind](config.head, config.width, config.dropout)
+        self.head = HEADS[config.head.kind](config.head, config, partial(NORMS[config.norm.kind], config.norm))
         initialise(self)
         if config.quantization:
             _make_room(self, config.quantization)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Logits [B, labels] of token ids [B, S]; `attention_mask` [B, S] is 1 where there is a token, 0 where there is padding."""
-        return self.states(input_ids, attention_mask, token_type_ids)[0]
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, places: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, labels] of token ids [B, S]; `attention_mask` [B, S] is 1 where there is a token, 0 where there is padding.
 
-    def states(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        A head that answers for each token gives [B, S, labels], or, at the `places` [P] of the flat tokens [B*S] alone, [P, labels].
+        """
+        return self.states(input_ids, attention_mask, token_type_ids, places)[0]
+
+    def states(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, places: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Logits [B, labels] and what each layer gave, [B, S, W] (before the final norm, if there is one).
 
         What the last layer gives is [B, W] with `early_pooling`.
@@ -148,8 +156,15 @@ class Encoder(nn.Module):
             x = self._layer(layer, x, mask, bias, kernel)
             states.append(x.view(batch, length, -1) if layer.pool is None else x)
         x = _normed(self.norm, x, mask)
-        logits = self.head(x if self.config.early_pooling else x.view(batch, length, -1), mask)
-        return logits, states
+        return self._answer(x if self.config.early_pooling else x.view(batch, length, -1), mask, places), states
+
+    def _answer(self, x: Tensor, mask: Tensor, places: Tensor | None) -> Tensor:
+        """What the head gives of the last states, of all or at some places; see `forward`."""
+        if places is not None:
+            x = x.flatten(0, 1)[places][None]
+        table = (self.embeddings.tokens.weight,) if self.config.head.kind == "masked" else ()
+        y: Tensor = self.head(x, mask, *table)
+        return y if places is None else y[0]
 
     def _layer(self, layer: nn.Module, *inputs: Any) -> Tensor:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):

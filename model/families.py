@@ -30,18 +30,20 @@ ACTIVATIONS = {
 class Family:
     """One family. In the tables ours ← theirs; several of theirs are stacked, rows upon rows; a line is a weight and its bias.
 
-    `prefix` stands before the names in models with a head, `layer` before those of layer {}. `head` is that of sequence classification,
-    with the activation `hidden` between its two linears ("" where our head has no place for it); that of tagging is `classifier` alone.
-    `left_out`: heads of pretraining and of other tasks. `read` gives the encoder's configuration without its head; `mend` makes the
-    tensors fit the tables.
+    `prefix` stands before the names in models with a head, `layer` before those of layer {}. `heads`: kind of head → its modules, with the
+    activations `hidden` (kind → ours, or "=" and the key of theirs in config.json; gelu if left out); what a masked language model answers
+    with is `decoder`, where it is not the token table, and the first of `decoder_bias` that is there. `left_out`: heads that are not kept.
+    `read` gives the encoder's configuration without its head; `mend` makes the tensors fit the tables.
     """
 
     prefix: str
     embeddings: Mapping[str, tuple[str, ...]]
     layer: str
     layers: Mapping[str, tuple[str, ...]]
-    head: Mapping[str, tuple[str, ...]]
-    hidden: str
+    heads: Mapping[str, Mapping[str, str]]
+    hidden: Mapping[str, str]
+    decoder: str
+    decoder_bias: tuple[str, ...]
     left_out: tuple[str, ...]
     read: Callable[[Values], Values]
     mend: Callable[[Tensors, Values], Tensors] = lambda tensors, config: tensors
@@ -54,6 +56,11 @@ class Family:
             _, number, part = module.split(".", 2)
             return tuple(f"{self.layer.format(number)}{theirs}.{parameter}" for theirs in self.layers[part])
         return tuple(f"{theirs}.{parameter}" for theirs in {**self.embeddings, **self.others}[module])
+
+    def activation(self, kind: str, config: Values) -> str:
+        """Ours of the checkpoint's own head of `kind`; raises ConfigError if it is unknown."""
+        said = self.hidden.get(kind, self.hidden.get("", "gelu"))
+        return ACTIVATIONS[demand(config, said[1:], ACTIVATIONS, "gelu")] if said.startswith("=") else said
 
 
 def demand(config: Values, feature: str, known: Iterable[Any], default: Any = None) -> Any:
@@ -167,7 +174,7 @@ def _read_modernbert(config: Values) -> Values:
 
 def _mend_modernbert(tensors: Tensors, config: Values) -> Tensors:
     """Gate and up are packed into one matrix; biases are left out."""
-    mended: Tensors = {}
+    mended: Tensors = {} if config.get("decoder_bias", True) else {"decoder.bias": torch.zeros(config["vocab_size"])}
     for name, value in tensors.items():
         gate, up = value.chunk(2) if ".mlp.Wi." in name else (value, None)
         named = {name: gate} if up is None else {name.replace(".Wi.", ".gate."): gate, name.replace(".Wi.", ".up."): up}
@@ -196,13 +203,21 @@ _BERT_LAYER = {
 }
 _BERT_LEFT_OUT = ("pooler.", "cls.", "classifier.", "qa_outputs.", "embeddings.position_ids", "lm_head.")
 
+_TAGGER = {"head.output": "classifier"}
+
 BERT = Family(
     prefix="bert.",
     embeddings=_EMBEDDINGS,
     layer="encoder.layer.{}.",
     layers=_BERT_LAYER,
-    head={"head.hidden": ("pooler.dense",), "head.output": ("classifier",)},
-    hidden="tanh",
+    heads={
+        "classification": {"head.hidden": "pooler.dense", "head.output": "classifier"},
+        "tagging": _TAGGER,
+        "masked": {"head.hidden": "cls.predictions.transform.dense", "head.norm": "cls.predictions.transform.LayerNorm"},
+    },
+    hidden={"": "tanh", "masked": "=hidden_act"},
+    decoder="cls.predictions.decoder",
+    decoder_bias=("cls.predictions.bias", "cls.predictions.decoder.bias"),
     left_out=_BERT_LEFT_OUT,
     read=_read_bert,
     mend=_mend_bert,
@@ -212,8 +227,14 @@ ROBERTA = Family(
     embeddings=_EMBEDDINGS,
     layer="encoder.layer.{}.",
     layers=_BERT_LAYER,
-    head={"head.hidden": ("classifier.dense",), "head.output": ("classifier.out_proj",)},
-    hidden="tanh",
+    heads={
+        "classification": {"head.hidden": "classifier.dense", "head.output": "classifier.out_proj"},
+        "tagging": _TAGGER,
+        "masked": {"head.hidden": "lm_head.dense", "head.norm": "lm_head.layer_norm"},
+    },
+    hidden={"": "tanh", "masked": "gelu"},
+    decoder="lm_head.decoder",
+    decoder_bias=("lm_head.bias", "lm_head.decoder.bias"),
     left_out=_BERT_LEFT_OUT,
     read=_read_roberta,
     mend=_mend_roberta,
@@ -223,8 +244,15 @@ ELECTRA = Family(
     embeddings=_EMBEDDINGS,
     layer="encoder.layer.{}.",
     layers=_BERT_LAYER,
-    head={"head.hidden": ("classifier.dense",), "head.output": ("classifier.out_proj",)},
-    hidden="gelu",
+    heads={
+        "classification": {"head.hidden": "classifier.dense", "head.output": "classifier.out_proj"},
+        "tagging": _TAGGER,
+        "masked": {"head.hidden": "generator_predictions.dense", "head.norm": "generator_predictions.LayerNorm"},
+        "replaced": {"head.hidden": "discriminator_predictions.dense", "head.output": "discriminator_predictions.dense_prediction"},
+    },
+    hidden={"": "gelu", "replaced": "=hidden_act"},
+    decoder="generator_lm_head",
+    decoder_bias=("generator_lm_head.bias",),
     left_out=(*_BERT_LEFT_OUT, "discriminator_predictions.", "generator_predictions.", "generator_lm_head."),
     read=_read_electra,
 )
@@ -240,11 +268,19 @@ DISTILBERT = Family(
         "feedforward.down": ("ffn.lin2",),
         "feedforward_norm": ("output_layer_norm",),
     },
-    head={"head.hidden": ("pre_classifier",), "head.output": ("classifier",)},
-    hidden="relu",
+    heads={
+        "classification": {"head.hidden": "pre_classifier", "head.output": "classifier"},
+        "tagging": _TAGGER,
+        "masked": {"head.hidden": "vocab_transform", "head.norm": "vocab_layer_norm"},
+    },
+    hidden={"": "relu", "masked": "=activation"},
+    decoder="vocab_projector",
+    decoder_bias=("vocab_projector.bias",),
     left_out=("pre_classifier.", "classifier.", "vocab_transform.", "vocab_layer_norm.", "vocab_projector.", "qa_outputs."),
     read=_read_distilbert,
 )
+_PREDICTION = {"head.hidden": "head.dense", "head.norm": "head.norm"}
+
 MODERNBERT = Family(
     prefix="model.",
     embeddings={"embeddings.tokens": ("embeddings.tok_embeddings",), "embeddings.norm": ("embeddings.norm",)},
@@ -259,8 +295,14 @@ MODERNBERT = Family(
         "feedforward.down": ("mlp.Wo",),
         "feedforward_norm": ("mlp_norm",),
     },
-    head={},
-    hidden="",
+    heads={
+        "classification": {**_PREDICTION, "head.output": "classifier"},
+        "tagging": {**_PREDICTION, "head.output": "classifier"},
+        "masked": _PREDICTION,
+    },
+    hidden={"": "=classifier_activation"},
+    decoder="decoder",
+    decoder_bias=("decoder.bias",),
     left_out=("head.", "classifier.", "decoder."),
     read=_read_modernbert,
     mend=_mend_modernbert,

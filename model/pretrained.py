@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from model.checkpoint import CONFIG, WEIGHTS, read_json, read_tensors
 from model.config import EncoderConfig, read_config
 from model.encoder import Encoder
 from model.errors import ArtifactError, ConfigError, require
-from model.families import ACTIVATIONS, BERT, FAMILIES, Family, Tensors
+from model.families import ACTIVATIONS, BERT, FAMILIES, Family, Tensors, Values, demand
+from model.heads import MaskedHead
 
 WHOLE = "Give a checkpoint whose config.json belongs to its weights."
 
@@ -41,7 +43,7 @@ def load_pretrained(directory: Path, head: Mapping[str, Any], *, kept: bool = Fa
     tensors = family.mend({name.removeprefix(family.prefix): value for name, value in read_tensors(directory / WEIGHTS).items()}, given)
     names: dict[str, tuple[str, ...]] = {}
     if kept:
-        head, names = _kept_head(family, tensors, dict(head), directory)
+        head, names = _kept_head(family, given, tensors, dict(head), directory)
     length = {"max_length": max_length} if max_length else {}
     encoder = Encoder(read_config({**values, "head": dict(head), **length}, f"encoder from {where}"))
     wanted = encoder.state_dict()
@@ -109,31 +111,54 @@ def to_transformers(encoder: Encoder) -> nn.Module:
 
 
 class _WithHead(nn.Module):
-    def __init__(self, bert: nn.Module, head: nn.Module) -> None:
+    def __init__(self, bert: Any, head: nn.Module) -> None:
         super().__init__()
         self.bert = bert
         self.head = head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         states = self.bert(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).last_hidden_state
-        outputs: Tensor = self.head(states, attention_mask.to(states.dtype))
+        table = (self.bert.get_input_embeddings().weight,) if isinstance(self.head, MaskedHead) else ()
+        outputs: Tensor = self.head(states, attention_mask.to(states.dtype), *table)
         return outputs
 
 
+def has_head(directory: Path, kind: str) -> bool:
+    """Whether the checkpoint has a head of `kind` of its own, "masked" or "replaced"."""
+    family = FAMILIES.get(str(read_json(directory / CONFIG).get("model_type")))
+    if family is None or kind not in family.heads:
+        return False
+    with safe_open(directory / WEIGHTS, "pt") as tensors:
+        names = set(tensors.keys())
+    answers = kind != "masked" or any(name in names for name in (*family.decoder_bias, f"{family.decoder}.weight"))
+    return answers and all(f"{theirs}.weight" in names for theirs in family.heads[kind].values())
+
+
 def _kept_head(
-    family: Family, tensors: Tensors, head: dict[str, Any], directory: Path
+    family: Family, given: Values, tensors: Tensors, head: dict[str, Any], directory: Path
 ) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
     """The configuration of the checkpoint's own head, and its names; raises ConfigError if there is none that ours can be."""
-    table: Mapping[str, tuple[str, ...]] = {"head.output": ("classifier",)}
-    if head.get("kind", "classification") != "tagging":
-        if not family.head:
-            raise ConfigError(f"The head in {directory / WEIGHTS} has a norm, which ours has not.", "Start a fresh head and train it.")
-        table, head = family.head, {**head, "pooling": "cls", "hidden": family.hidden}
+    kind = head.get("kind", "classification")
+    pooled = kind in ("classification", "multilabel", "regression")
+    table = family.heads.get("classification" if pooled else kind, {})
+    if not table:
+        raise ConfigError(f"A {given['model_type']} has no head that is {kind}.", "Start a fresh head and train it.")
+    if pooled:
+        head["pooling"] = demand(given, "classifier_pooling", ("cls", "mean"), "cls")
+    if "head.hidden" in table:
+        head["hidden"] = family.activation(kind, given)
+        head |= {"hidden_norm": True} if "head.norm" in table and kind != "masked" else {}
     names: dict[str, tuple[str, ...]]
-    names = {f"{ours}.{parameter}": (f"{theirs[0]}.{parameter}",) for ours, theirs in table.items() for parameter in ("weight", "bias")}
+    names = {f"{ours}.{parameter}": (f"{theirs}.{parameter}",) for ours, theirs in table.items() for parameter in ("weight", "bias")}
+    if kind == "masked":
+        head["tied"] = bool(given.get("tie_word_embeddings", True))
+        output = f"{family.decoder}.weight"
+        names |= {} if head["tied"] else {"head.table.weight": (output,)}
+        biases = family.decoder_bias if head["tied"] else family.decoder_bias[::-1]  # untied, the output has a bias of its own
+        names["head.bias"] = (next((name for name in biases if name in tensors), biases[0]),)
     if missing := [theirs for (theirs, *_) in names.values() if theirs not in tensors]:
         raise ConfigError(f"{directory / WEIGHTS} has no classifier to keep: {missing[0]} is missing.", "Start a fresh head.")
-    if (found := len(tensors[names["head.output.weight"][0]])) != head["labels"]:
+    if kind != "masked" and (found := len(tensors[names["head.output.weight"][0]])) != head["labels"]:
         raise ConfigError(
             f"The classifier in {directory / WEIGHTS} has {found} labels, but {head['labels']} are wanted.", "Start a fresh head."
         )

@@ -84,6 +84,19 @@ class Tokenizer:
         """Ids of `text` alone: no special tokens, nothing cut off."""
         return self._pieces([text])[0]
 
+    @cached_property
+    def tokens(self) -> list[str]:
+        """Every token by its id; "" where an id has none."""
+        found = [""] * self.vocabulary
+        for token, number in self.numbers.items():
+            found[number] = token
+        return found
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """The ids of `special`, by role."""
+        return {role: self.numbers[token] for role, token in self.special.items()}
+
     def ids(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoding]:
         """Token ids of each text, or of each text with its pair, at most `max_length` long.
 
@@ -109,6 +122,14 @@ class Tokenizer:
                 ids += pieces
             found.append(Encoding([*ids[:end], *sep] or [self.pad_id], None, places))
         return found
+
+    def around(self, parts: Sequence[str], token: int) -> Encoding:
+        """The ids of the parts of one text with the special `token` between them."""
+        cls, sep = self._ends
+        ids = list(cls)
+        for number, pieces in enumerate(self._pieces(parts)):
+            ids += [token, *pieces] if number else pieces
+        return Encoding([*ids[: self.max_length - len(sep)], *sep])
 
     def pad(self, encodings: Sequence[Encoding], types: bool = False) -> Batch:
         """`input_ids` and `attention_mask`, int64 [texts, longest], padded on the right.

@@ -12,11 +12,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.tokenizer import Batch, Tokenizer
+from model.errors import ConfigError
+from model.tokenizer import Batch, Encoding, Tokenizer
 
 Floats = npt.NDArray[np.floating[Any]]
 
-OUTPUTS = {"classification": "logits", "multilabel": "logits", "regression": "logits", "tagging": "logits", "embedding": "embedding"}
+OUTPUTS = {
+    "classification": "logits",
+    "multilabel": "logits",
+    "regression": "logits",
+    "tagging": "logits",
+    "embedding": "embedding",
+    "masked": "logits",
+    "replaced": "logits",
+}
+MASKS = ("[MASK]", "<mask>")  # what stands for a hidden word in a text, whatever the tokenizer calls it
+GUESSES = 5
 OUTSIDE = "O"  # the tag of words that are of no entity
 
 
@@ -90,7 +101,39 @@ class Embedding:
         return {"embedding": json.dumps(self.embedding)}
 
 
-Answer = Prediction | Labels | Score | Tags | Embedding  # of one text; their fields are its JSON
+@dataclass(frozen=True)
+class Guess:
+    """A token that may stand where the mask is, and its probability."""
+
+    token: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """For each mask of a text the likeliest tokens, the likeliest first."""
+
+    masks: list[list[Guess]]
+
+    def cells(self) -> dict[str, str | float]:
+        """What a table has of it."""
+        return {"words": "|".join(mask[0].token for mask in self.masks)}
+
+
+@dataclass(frozen=True)
+class Replacements:
+    """The words of a text (between white space) that look replaced, and the probability of each that it is (None: it was cut off)."""
+
+    replaced: list[str]
+    words: list[str]
+    probabilities: list[float | None]
+
+    def cells(self) -> dict[str, str | float]:
+        """What a table has of it."""
+        return {"replaced": "|".join(self.replaced)}
+
+
+Answer = Prediction | Labels | Score | Tags | Embedding | Guesses | Replacements  # of one text; their fields are its JSON
 
 
 def probabilities(logits: Floats) -> npt.NDArray[np.float64]:
@@ -133,21 +176,46 @@ def spans(tags: Sequence[str | None]) -> list[tuple[str, int, int]]:
 def batch_for(task: str, tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, types: bool) -> Batch:
     """The inputs of a model of `task`.
 
-    For tagging with `words`: where each word begins. The two texts of a pair are one row, but for embeddings two: all first, all second.
+    For tagging and replaced with `words`: where each word begins; for masked where each mask is. The two texts of a pair are one row, but
+    for embeddings two: all first, all second.
     """
-    if task == "tagging":
+    if task in ("tagging", "replaced") and pairs is None:
         return tokenizer.pad(tokenizer.words([text.split() for text in texts]), types)
+    if task == "masked":
+        encodings, mask = _masked(tokenizer, texts, pairs), tokenizer.special_ids.get("mask_token", -1)
+        places = [[place for place, number in enumerate(encoding.ids) if number == mask] for encoding in encodings]
+        return tokenizer.pad([encoding._replace(words=found) for encoding, found in zip(encodings, places, strict=True)], types)
     if task == "embedding" and pairs is not None:
         return tokenizer.encode([*texts, *pairs], None, types)
     return tokenizer.encode(texts, pairs, types)
 
 
+def _masked(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Encoding]:
+    """Token ids of texts with masks, which SentencePiece by itself would take for letters."""
+    mask = tokenizer.special.get("mask_token", MASKS[0])
+    named = [[_named(text, mask) for text in side] for side in (texts, pairs) if side is not None]
+    if tokenizer.kind != "sentencepiece" or not any(mask in text for side in named for text in side):
+        return tokenizer.ids(named[0], named[1] if pairs is not None else None)
+    if pairs is not None:
+        raise ConfigError("A pair of texts has a mask, which this SentencePiece model reads in single texts only.", "Give one text.")
+    return [tokenizer.around(text.split(mask), tokenizer.special_ids["mask_token"]) for text in named[0]]
+
+
+def _named(text: str, mask: str) -> str:
+    for known in MASKS:
+        text = text.replace(known, mask)
+    return text
+
+
 def outputs_by_text(task: str, outputs: Floats, batch: Batch, pairs: bool) -> Floats:
     """What each text has of a model's outputs.
 
-    For tagging by word, [B, words, L], NaN where there is none; for embedded pairs the cosine, [B, 1]; otherwise the outputs themselves.
+    For tagging by word, for masked by mask, [B, words, L], NaN where there is none; for replaced by word, [B, words, 1], the highest of its
+    tokens'; for embedded pairs the cosine, [B, 1]; otherwise the outputs themselves.
     """
-    if task == "tagging":
+    if task == "replaced":
+        return _highest(outputs, batch)
+    if task in ("tagging", "masked"):
         words = batch["words"]
         found = np.asarray(outputs, np.float32)[np.arange(len(words))[:, None], words]
         return np.where(words[:, :, None] >= 0, found, np.float32(np.nan))
@@ -171,6 +239,21 @@ def bare_answer(task: str, outputs: Floats, batch: Batch, labels: Sequence[str],
     if task == "tagging":
         return [labels[number] for number in row[~np.isnan(row[:, 0])].argmax(axis=1)]
     return float(row[0]) if len(row) == 1 else row
+
+
+def _highest(outputs: Floats, batch: Batch) -> Floats:
+    """The highest logit of each word's tokens, [B, words, 1]; without words, of each token."""
+    tokens = batch["attention_mask"].sum(axis=1)
+    words = batch.get("words", np.broadcast_to(np.arange(outputs.shape[1]), outputs.shape[:2]))
+    found = np.full((*words.shape, 1), np.nan, np.float32)
+    for row, places in enumerate(words):
+        known = places[(places >= 0) & (places < tokens[row])]
+        # The last word ends before the token that ends the text; where there is none, it is the text's own.
+        end = max(int(tokens[row]) - 1, int(known[-1]) + 1) if len(known) else 0
+        for number, start in enumerate(known):
+            until = int(known[number + 1]) if number + 1 < len(known) else end
+            found[row, int(np.flatnonzero(places == start)[0]), 0] = outputs[row, start:until, 0].max()
+    return found
 
 
 def stacked(rows: Sequence[Floats]) -> npt.NDArray[np.float32]:
@@ -208,10 +291,28 @@ def _embedding(row: Floats, labels: Sequence[str], text: str) -> Embedding | Sco
     return Score(float(row[0])) if len(row) == 1 else Embedding(row.tolist())
 
 
+def _guesses(row: Floats, labels: Sequence[str], text: str) -> Guesses:
+    masks = []
+    for scores in row:
+        if not np.isnan(scores[0]):
+            likely = probabilities(scores)
+            best = np.argsort(-likely, kind="stable")[:GUESSES]
+            masks.append([Guess(labels[int(number)].replace("▁", "").replace("Ġ", ""), float(likely[number])) for number in best])
+    return Guesses(masks)
+
+
+def _replacements(row: Floats, labels: Sequence[str], text: str) -> Replacements:
+    words = text.split()
+    found = [None if np.isnan(value) else float(sigmoid(value)) for value in row[: len(words), 0]]
+    return Replacements([word for word, chance in zip(words, found, strict=True) if chance and chance > 0.5], words, found)
+
+
 DECODERS: dict[str, Callable[[Floats, Sequence[str], str], Answer]] = {
     "classification": _class,
     "multilabel": _classes,
     "regression": _score,
     "tagging": _tags,
     "embedding": _embedding,
+    "masked": _guesses,
+    "replaced": _replacements,
 }

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from compress.bases import head_of, start
+from compress.bases import generator_for, head_of, start
 from compress.config import TrainOptions
 from compress.data import Data
 from compress.evaluation import measure
 from compress.losses import supervised
+from compress.masking import masking_for
 from compress.prefixes import start_from_tokens, with_prefix
 from compress.progress import bar, say
 from compress.sources import Source
@@ -30,6 +31,8 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
     task = trainable(data, options.task)
     labels = labels_of(task, data)
     _check_prefix(options, sources["base"])
+    if "generator" in sources and task != "replaced":
+        raise ConfigError(f"--generator is given, but the task is {task}: nothing is replaced.", "Leave it out, or give --task replaced.")
     prepare(options)
     model, tokenizer = _begin(options, sources, head_of(task, len(labels), options.pooling), data, workspace)
     if options.attention:
@@ -42,6 +45,11 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
         torch.nn.init.constant_(model.get_submodule("head.output").get_parameter("bias"), float(corpus.labels.mean()))
     if options.train_texts:
         corpus = corpus.subset(options.train_texts, options.seed)
+    if corpus.lesson is not None:
+        settings: dict[str, Any] = {"share": options.masking, "seed": options.seed}
+        generator = generator_for(sources["generator"], tokenizer) if "generator" in sources else None
+        lesson = masking_for(task, tokenizer, corpus.encodings, **settings, generator=generator)
+        corpus = replace(corpus, lesson=lesson)
     if options.prefix:
         model = with_prefix(model, options.prefix)
         first = corpus.subset(options.batch_size, options.seed)
@@ -52,7 +60,8 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
         trained = train(model, corpus, supervised(task), options, workspace.work, progress)
     save_model(model, workspace.artifact, labels, sources["base"].digest if options.prefix else "")
     tokenizer.save(workspace.artifact)
-    metrics = measure(model, tokenize(tokenizer, data.splits["validation"], task, labels), labels)
+    validation = tokenize(tokenizer, data.splits["validation"], task, labels)
+    metrics = measure(model, validation if corpus.lesson is None else replace(validation, lesson=corpus.lesson), labels)
     return Result(task, labels, {**metrics, "trained_parameters": size, "training": trained}, "base" if options.prefix else "")
 
 

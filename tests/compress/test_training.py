@@ -16,7 +16,7 @@ from model.artifact import open_artifact
 from model.checkpoint import load_model
 from model.errors import EnvironmentProblem
 from model.tokenizer import open_tokenizer
-from tests.compress.chain import environment, write_data, write_encoder, write_tokenizer
+from tests.compress.chain import SMALL, compress, environment, write_data, write_encoder, write_tokenizer
 from tests.model.tiny import batch, tiny_encoder
 
 
@@ -105,6 +105,35 @@ def test_bf16_trains_on_the_cpu(tmp_path):
 def test_what_needs_a_gpu_is_refused_on_the_cpu(options, message):
     with pytest.raises(EnvironmentProblem, match=message):
         prepare(TrainOptions(**options))
+
+
+def test_compiling_needs_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(EnvironmentProblem, match="--compile builds kernels with a C.. compiler, and there is no no-such-compiler") as error:
+        prepare(TrainOptions(compile=True))
+    assert "leave --compile out" in error.value.hint
+
+
+def test_sharding_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(EnvironmentProblem, match="FSDP was asked for .* accelerate shards no model on CPUs") as error:
+        prepare(TrainOptions())
+    assert "torchrun --nproc-per-node" in error.value.hint
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training(tmp_path):
+    write_data(tmp_path / "data")
+    write_tokenizer(tmp_path / "tokenizer")
+    write_encoder(tmp_path / "encoder.json", layers=1)
+    base = ("--base", tmp_path / "encoder.json", "--tokenizer", tmp_path / "tokenizer", "--dropout", 0, "--train-texts", 128)
+    for name, more in (("plain", ()), ("compiled", ("--compile",))):
+        compress("train", tmp_path / "data", *map(str, base), *SMALL, *more, "--out", tmp_path / name)
+    plain, compiled = (open_artifact(tmp_path / name) for name in ("plain", "compiled"))
+    assert compiled.manifest.options["compile"] and not plain.manifest.options["compile"]
+    assert compiled.manifest.metrics["training"]["loss"] == pytest.approx(plain.manifest.metrics["training"]["loss"], abs=1e-3)
+    ids, mask = batch([9, 4])
+    assert torch.allclose(load_model(tmp_path / "compiled")(ids, mask), load_model(tmp_path / "plain")(ids, mask), atol=1e-2)
 
 
 @pytest.mark.slow

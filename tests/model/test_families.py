@@ -8,7 +8,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from model.errors import ArtifactError, ConfigError
-from model.pretrained import load_pretrained, pretrained_labels
+from model.pretrained import has_head, load_pretrained, pretrained_labels
 from tests.model.tiny import batch, shake
 
 SIZES = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
@@ -27,7 +27,6 @@ FAMILIES = {
     "electra-small": (hf.ElectraConfig, {**SIZES, "embedding_size": 12, "max_position_embeddings": 16}, "Electra"),
     "modernbert": (hf.ModernBertConfig, MODERN, "ModernBert"),
 }
-HEADS = [name for name in FAMILIES if name != "modernbert"]
 
 
 def tiny(name: str, kind: str = "Model", **changes: object) -> torch.nn.Module:
@@ -58,7 +57,7 @@ def test_states_are_those_of_transformers(tmp_path, name):
     assert torch.allclose(last[mask.bool()], expected.last_hidden_state[mask.bool()], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_kept_classifiers_give_the_logits_of_transformers(tmp_path, name):
     model = tiny(name, "ForSequenceClassification", num_labels=5)
     model.save_pretrained(tmp_path)
@@ -70,12 +69,60 @@ def test_kept_classifiers_give_the_logits_of_transformers(tmp_path, name):
         load_pretrained(tmp_path, {"labels": 9}, kept=True)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_kept_taggers_give_the_logits_of_transformers(tmp_path, name):
     model = tiny(name, "ForTokenClassification", num_labels=4)
     model.save_pretrained(tmp_path)
     encoder = load_pretrained(tmp_path, {"kind": "tagging", "labels": 4}, kept=True)
     ids, mask = inputs(name)
+    assert torch.allclose(encoder(ids, mask)[mask.bool()], model(ids, attention_mask=mask).logits[mask.bool()], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_kept_language_models_give_the_logits_of_transformers(tmp_path, name, tied):
+    model = tiny(name, "ForMaskedLM", tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    assert has_head(tmp_path, "masked") and not has_head(tmp_path, "replaced")
+    encoder = load_pretrained(tmp_path, {"kind": "masked"}, kept=True)
+    assert encoder.config.head.tied == tied and ("head.table.weight" in encoder.state_dict()) != tied
+    ids, mask = inputs(name)
+    expected = model(ids, attention_mask=mask).logits
+    with torch.no_grad():
+        assert torch.allclose(encoder(ids, mask)[mask.bool()], expected[mask.bool()], atol=1e-5)
+        places = torch.tensor([3, 17, 40])
+        assert torch.allclose(encoder(ids, mask, places=places), encoder(ids, mask).flatten(0, 1)[places], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["electra", "electra-small"])
+def test_kept_discriminators_give_the_logits_of_transformers(tmp_path, name):
+    model = tiny(name, "ForPreTraining", hidden_act="relu")
+    model.save_pretrained(tmp_path)
+    assert has_head(tmp_path, "replaced") and not has_head(tmp_path, "masked")
+    encoder = load_pretrained(tmp_path, {"kind": "replaced", "labels": 1}, kept=True)
+    ids, mask = inputs(name)
+    assert torch.allclose(encoder(ids, mask)[mask.bool()][:, 0], model(ids, attention_mask=mask).logits[mask.bool()], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"classifier_pooling": "mean"}, {"classifier_bias": True, "norm_bias": True, "classifier_activation": "silu"}],
+    ids=["mean", "biases"],
+)
+def test_the_head_of_modernbert_in_its_forms(tmp_path, changes):
+    model = tiny("modernbert", "ForSequenceClassification", num_labels=3, **changes)
+    model.save_pretrained(tmp_path)
+    encoder = load_pretrained(tmp_path, {"labels": 3}, kept=True)
+    ids, mask = inputs("modernbert")
+    assert torch.allclose(encoder(ids, mask), model(ids, attention_mask=mask).logits, atol=1e-5)
+    assert not has_head(tmp_path, "masked")
+
+
+def test_a_language_model_of_modernbert_without_biases(tmp_path):
+    model = tiny("modernbert", "ForMaskedLM", decoder_bias=False)
+    model.save_pretrained(tmp_path)
+    encoder = load_pretrained(tmp_path, {"kind": "masked"}, kept=True)
+    ids, mask = inputs("modernbert")
     assert torch.allclose(encoder(ids, mask)[mask.bool()], model(ids, attention_mask=mask).logits[mask.bool()], atol=1e-5)
 
 
@@ -116,9 +163,11 @@ def test_old_configs_of_modernbert_are_read(tmp_path):
 
 
 def test_what_cannot_be_represented_is_named(tmp_path):
-    tiny("modernbert", "ForSequenceClassification").save_pretrained(tmp_path / "modern")
-    with pytest.raises(ConfigError, match="The head in .* has a norm, which ours has not"):
+    tiny("modernbert", "ForSequenceClassification", classifier_activation="mish").save_pretrained(tmp_path / "modern")
+    with pytest.raises(ConfigError, match="This modernbert has classifier_activation 'mish', which cannot be read"):
         load_pretrained(tmp_path / "modern", {"labels": 2}, kept=True)
+    with pytest.raises(ConfigError, match="A modernbert has no head that is replaced"):
+        load_pretrained(tmp_path / "modern", {"kind": "replaced", "labels": 1}, kept=True)
     tiny("bert", "ForMaskedLM").save_pretrained(tmp_path / "bert")
     with pytest.raises(ConfigError, match="has no classifier to keep: pooler.dense.weight is missing"):
         load_pretrained(tmp_path / "bert", {"labels": 2}, kept=True)
