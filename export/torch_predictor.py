@@ -92,7 +92,7 @@ def open_torch_predictor(
     module: Any = placed(encoder, provider, precision)
     if engine == "torch-compile":
         module = torch.compile(module, dynamic=compile_mode == "default", mode=compile_mode)
-    return TorchPredictor(module, encode, names_of(task, ours, artifact.manifest.labels), engine, named, task, provider)
+    return TorchPredictor(module, encode, names_of(encoder.config, ours, artifact.manifest.labels), engine, named, task, provider)
 
 
 def transformers_batches(

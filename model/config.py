@@ -43,7 +43,7 @@ class HiddenHead(Slot):
     (gelu) and DistilBERT (relu) have one; `hidden_norm`: a norm of the encoder's kind after that, as in ModernBERT's.
     """
 
-    hidden: Literal["none"] | Hidden = "none"
+    hidden: Literal["none", "tanh", "gelu", "gelu_tanh", "relu", "silu"] = "none"
     hidden_norm: bool = False
 
     @model_validator(mode="after")

@@ -114,14 +114,16 @@ def unsealed_predictor(
     session, used = open_session(directory / GRAPH, provider, threads, allow_fallback, settings=settings)
     _runs_int8(directory, config, used)
     task = config.head.kind
-    labels = names_of(task, tokenizer, labels)
+    labels = names_of(config, tokenizer, labels)
     inputs = _checked_inputs(session, directory / GRAPH, config.width if task == "embedding" else len(labels), OUTPUTS[task])
     return OrtPredictor(session, inputs, tokenizer, tuple(labels), used, precision, task)
 
 
-def names_of(task: str, tokenizer: Tokenizer, labels: Sequence[str]) -> tuple[str, ...]:
+def names_of(config: EncoderConfig, tokenizer: Tokenizer, labels: Sequence[str]) -> tuple[str, ...]:
     """What the columns of a model's outputs are called: the `labels`, or the tokens where it is a masked language model."""
-    return tuple(tokenizer.tokens) if task == "masked" else tuple(labels)
+    if config.head.kind != "masked":
+        return tuple(labels)
+    return (*tokenizer.tokens, *[""] * (config.vocabulary - len(tokenizer.tokens)))
 
 
 def task_of(predictor: Predictor) -> str:
