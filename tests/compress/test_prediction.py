@@ -337,7 +337,7 @@ def test_torch_models_go_by_torch(tmp_path, monkeypatch):
 
     asked = []
     opener = types.ModuleType("export.torch_predictor")
-    opener.open_torch_predictor = lambda *arguments: asked.append(arguments) or Opened()
+    opener.open_torch_predictor = lambda *arguments, backbone: asked.append(arguments) or Opened()
     monkeypatch.setitem(sys.modules, "export.torch_predictor", opener)
     model = sealed(tmp_path / "torch", "torch")
     assert run(model, texts=["", "long text"], device=Device(threads=2)) == ["a\t0.5000\t", "b\t0.9999\tlong text"]
