@@ -7,6 +7,7 @@ Words are what white space separates, so the punctuation and case of the corpus 
 - `mix`: the beginning of one text and the end of another, joined at a random place; `cross`: joined at a word that both have.
 - `swap`: runs of words exchanged for others that stand between the same two words elsewhere in the corpus (the substitutable fragments
   of Andreas 2020, whose environments here are one word on each side).
+- `infill`: hidden words filled by a masked language model, which is handed in (Jiao et al. 2020, §3.2).
 - `retrieve`: the texts of an unlabelled pool, which is handed in, that are most like the training texts: whose words and pairs of words are
   likelier among these than in the pool (Moore and Lewis 2010).
 
@@ -28,6 +29,7 @@ import numpy as np
 from compress.unlabelled import plain
 from model.errors import ConfigError
 
+Fill = Callable[[list[str]], list[str]]
 LONGEST_NGRAM = 5  # Tang et al. 2019
 LONGEST_RUN = 4  # words that swap takes out or puts in
 TRUST = 0.8  # in the shares of words and pairs among few training texts; the rest is those of the pool (Jelinek and Mercer 1980)
@@ -35,20 +37,22 @@ FEW = 5  # terms that a text of the pool is taken to have beyond its own, which 
 TRIES = 30  # draws for a place to swap or join at, before a text is left as it is
 MOST = 1000  # copies
 VERSION = 1  # of what is drawn: another number where the same seed makes other texts
-HIDDEN = (0.1, 0.4)  # share of the words that mask hides, drawn for each copy
+HIDDEN = {"mask": (0.1, 0.4), "infill": (0.15, 0.5)}  # share of the words that is hidden, drawn for each copy
 
 
 @dataclass(frozen=True)
 class Material:
     """What new texts are made of.
 
-    `texts` are the training texts, `pool` the unlabelled ones (for `retrieve`), `mask` the tokenizer's mask token (for `mask`).
+    `texts` are the training texts, `pool` the unlabelled ones (for `retrieve`), `mask` the mask token of whoever reads the texts, or for
+    `infill` fills them: `fill` gives texts back with each mask token replaced by a word.
     """
 
     texts: Sequence[str]
     seed: int
     pool: Sequence[str] = ()
     mask: str = ""
+    fill: Fill | None = None
     words: list[list[str]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,8 +81,13 @@ def augment(kind: str, copies: int, material: Material) -> list[str]:
 
     Raises ConfigError if the material lacks what the kind needs.
     """
-    if kind == "mask" and not material.mask:
-        raise ConfigError("--augment mask hides words, but the tokenizer has no mask token.", "Take another kind, such as swap.")
+    if kind == "infill" and material.fill is None:
+        raise ConfigError(
+            "--augment infill needs a masked language model.",
+            "Train one (compress train DATA --task masked) and name it with --generator, or take swap.",
+        )
+    if kind in HIDDEN and not material.mask:
+        raise ConfigError(f"--augment {kind} hides words, but the tokenizer has no mask token.", "Take another kind, such as swap.")
     if kind == "retrieve" and not material.pool:
         raise ConfigError("--augment retrieve has no texts to choose from.", "Name some with --unlabelled.")
     return [text for text in KINDS[kind](material, copies) if text.strip()]
@@ -96,10 +105,19 @@ def kept(new: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def _mask(material: Material, copies: int) -> Iterator[str]:
-    for words, generator in material.draws("mask", copies):
+    return _hidden(material, "mask", copies)
+
+
+def _infill(material: Material, copies: int) -> Iterable[str]:
+    hidden = list(_hidden(material, "infill", copies))
+    return material.fill(hidden) if material.fill else ()
+
+
+def _hidden(material: Material, kind: str, copies: int) -> Iterator[str]:
+    for words, generator in material.draws(kind, copies):
         if len(words) < 2:  # nothing would be left
             continue
-        share = generator.uniform(*HIDDEN)
+        share = generator.uniform(*HIDDEN[kind])
         hidden = {place for place in range(len(words)) if generator.random() < share} or {generator.randrange(len(words))}
         if len(hidden) == len(words):
             hidden.remove(generator.choice(sorted(hidden)))
@@ -214,5 +232,6 @@ KINDS: dict[str, Callable[[Material, int], Iterable[str]]] = {
     "mix": _mix,
     "cross": _cross,
     "swap": _swap,
+    "infill": _infill,
     "retrieve": _retrieve,
 }

@@ -181,7 +181,7 @@ def _stage_command(name: str) -> None:
 ROLES = {
     "base": "What to start from: minilm, a directory or hub id of transformers, an artifact, or a JSON encoder configuration.",
     "tokenizer": "Directory or SentencePiece model of the tokenizer, where the base has none.",
-    "generator": "Masked language model that replaces the words, with --task replaced (default: other words of the texts).",
+    "generator": "Masked language model that finds words: for --augment infill; for --task replaced (default: other words of the texts).",
     "backbone": "Where the backbone of a prefix is now, if it is not where it was.",
     "teacher": "What the model learns from while it recovers: an artifact, or a directory or hub id of a classifier of transformers.",
     "student": "Artifact of a student that goes on learning; its depth is its own.",

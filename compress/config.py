@@ -116,7 +116,7 @@ class Distillation(Training):
     augment: tuple[str, ...] = Field(
         (),
         description="New texts made from the training texts for the teacher to label, as KIND:COPIES a text: mask, ngram, mix, cross, "
-        "swap; retrieve:COPIES takes of the unlabelled texts only those that are near.",
+        "swap, infill; retrieve:COPIES takes of the unlabelled texts only those that are near.",
     )
 
     @field_validator("augment")

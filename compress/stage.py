@@ -98,13 +98,14 @@ _QUANTIZE = {"train": (*_TRAIN["train"], "torchao")}
 _EXPORT = {"export": ("torch", "safetensors", "onnx", "onnxscript"), "cpu": ("onnxruntime",)}
 _REPORT = {"train": ("datasets",), "report": ("matplotlib", "jinja2")}
 _MOVED: dict[str, Kind | None] = {f"{BACKBONE}?": None}  # where the backbone of a prefix is now: no parent, since the prefix has it for one
+_TAUGHT: dict[str, Kind | None] = {"generator?": None, **_MOVED}  # whose words --augment infill takes
 STAGES = {
     stage.name: stage
     for stage in (
         Stage("train", config.TrainOptions, "torch", {"base": None, "tokenizer?": None, "generator?": None}, True, _TRAIN),
-        Stage("distill", config.DistillOptions, "torch", {"teacher": None, "base?": None, "student?": "torch", **_MOVED}, True, _TRAIN),
-        Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": None, **_MOVED}, True, _TRAIN),
-        Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": None, **_MOVED}, True, _QUANTIZE),
+        Stage("distill", config.DistillOptions, "torch", {"teacher": None, "base?": None, "student?": "torch", **_TAUGHT}, True, _TRAIN),
+        Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": None, **_TAUGHT}, True, _TRAIN),
+        Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": None, **_TAUGHT}, True, _QUANTIZE),
         Stage("export", config.ExportOptions, "onnx", {"model": "torch", **_MOVED}, False, _EXPORT),
         Stage("benchmark", config.BenchmarkOptions, "report", {"models": None}, True, _REPORT),
     )

@@ -21,6 +21,7 @@ from compress.distillation import Along, objective, teacher_answers
 from compress.losses import supervised
 from compress.new_texts import chooses, new_texts
 from compress.progress import bar, say
+from compress.sources import Source
 from compress.students import layer_map
 from compress.tasks import PER_TOKEN
 from compress.teachers import Teacher, foreign_ask
@@ -40,11 +41,11 @@ class Texts:
     others: tuple[list[str], ...]
 
 
-def texts_for(options: Distillation, data: Data, task: str, labels: list[str], reader: Path) -> Texts:
+def texts_for(options: Distillation, data: Data, task: str, labels: list[str], reader: Path, generator: Source | None = None) -> Texts:
     """The texts that a stage learns on. A new source of text is one more list among `others`; the rest comes by itself.
 
-    reader: the model whose tokenizer says how a word is hidden. Raises DataError for text without labels beside pairs, for which a text
-    alone cannot stand.
+    reader: the model whose tokenizer says how a word is hidden. generator: a masked language model, for --augment infill. Raises DataError
+    for text without labels beside pairs, for which a text alone cannot stand.
     """
     if data.pairs and task != "embedding" and (data.unlabelled or options.augment):
         raise DataError(f"{data.name} is a set of pairs; text without labels comes alone.", "Leave out --unlabelled and --augment.")
@@ -54,7 +55,7 @@ def texts_for(options: Distillation, data: Data, task: str, labels: list[str], r
         say(f"  {data.unlabelled.words()}")
         if not chooses(options):
             others.append(list(data.unlabelled.texts))
-    others.extend(new_texts(options, data, part, reader))
+    others.extend(new_texts(options, data, part, reader, generator))
     return Texts(task, labels, part, tuple(texts for texts in others if texts))
 
 

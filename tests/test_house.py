@@ -27,6 +27,7 @@ TORCH_FREE = [
     "model.artifact",
     "model.tokenizer",
     *(f"serve.{path.stem}" for path in sorted((ROOT / "serve").glob("*.py")) if path.stem != "__init__"),
+    "compress.augmentation",
     "compress.config",
     "compress.cache",
     "compress.unlabelled",

@@ -36,7 +36,7 @@ def run(options: DistillOptions, sources: Mapping[str, Source], data: Data, work
     """See compress.stage."""
     teacher = open_teacher(sources["teacher"], data, place_of(sources))
     prepare(options)
-    texts = texts_for(options, data, teacher.task, teacher.labels, teacher.path)
+    texts = texts_for(options, data, teacher.task, teacher.labels, teacher.path, sources.get("generator"))
     student, tokenizer, layers, whose = _student(teacher, sources, texts, data, options)
     if options.attention:
         student = convert_attention(student, [read_attention(text) for text in options.attention])

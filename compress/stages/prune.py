@@ -34,7 +34,8 @@ def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, worksp
     neurons = counts(options.neurons, [layer.feedforward.neurons for layer in model.config.layers], "neurons")
     teacher = open_teacher(sources["teacher"], data, backbone) if "teacher" in sources else None
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
-    corpus, objective = lessons(model, tokenizer, teacher, texts_for(options, data, task, labels, source.path), options)
+    texts = texts_for(options, data, task, labels, source.path, sources.get("generator"))
+    corpus, objective = lessons(model, tokenizer, teacher, texts, options)
     scored = corpus.subset(options.scoring_texts, options.seed)
     with bar("scoring heads and neurons") as progress:
         importance = taylor(model, scored.passing(options.batch_size, progress), objective)

@@ -31,7 +31,7 @@ def run(options: QuantizeOptions, sources: Mapping[str, Source], data: Data, wor
     names = linears(model, options.keep)
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
     teacher = open_teacher(sources["teacher"], data, backbone) if "teacher" in sources else None
-    texts = texts_for(options, data, task, labels, source.path)
+    texts = texts_for(options, data, task, labels, source.path, sources.get("generator"))
     corpus = whole(material(tokenizer, texts, taught=teacher is not None or bool(texts.others)))
     say(f"  {len(names)} linears to int8, ranges from {min(options.calibration_texts, len(corpus)):,} texts")
     watched = observed(model, names, options.scheme)

@@ -16,12 +16,17 @@ from model.errors import ConfigError
 WORDS = ["who", "What", "is", "the", "capital", "of", "Ireland", "?", "wrote", "a", "b", "it"]
 CORPORA = st.lists(st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join), min_size=1, max_size=12)
 COPIES = st.integers(1, 5)
-MADE = [kind for kind in KINDS if kind != "retrieve"]
+MADE = [kind for kind in KINDS if kind not in ("infill", "retrieve")]
 QUESTIONS = ["What is the capital of Ireland ?", "What is the size of Spain ?", "Who wrote the book of life ?", "How far is Rome ?"]
 
 
+def filled(texts):
+    """A masked language model that always says the same."""
+    return [text.replace("[MASK]", "thing") for text in texts]
+
+
 def material(texts, seed=0, **more):
-    return Material(texts, seed, mask="[MASK]", **more)
+    return Material(texts, seed, mask="[MASK]", fill=filled, **more)
 
 
 def runs(words, longest):
@@ -29,24 +34,24 @@ def runs(words, longest):
     return [words[start:stop] for start in range(len(words)) for stop in range(start + 1, min(len(words), start + longest) + 1)]
 
 
-@given(CORPORA, COPIES, st.integers(0, 3), st.sampled_from(MADE))
+@given(CORPORA, COPIES, st.integers(0, 3), st.sampled_from([*MADE, "infill"]))
 def test_new_texts_have_words_of_the_corpus_and_are_as_many_as_was_asked(texts, copies, seed, kind):
     new = augment(kind, copies, material(texts, seed))
     known = {word for text in texts for word in text.split()}
-    extra = {"mask": {"[MASK]"}}.get(kind, set())
+    extra = {"mask": {"[MASK]"}, "infill": {"thing"}}.get(kind, set())
     assert all(text.strip() for text in new)
     assert {word for text in new for word in text.split()} <= known | extra
     assert len(new) <= copies * len(texts)
-    if kind in ("mask", "ngram"):
+    if kind in ("mask", "ngram", "infill"):
         assert len(new) == copies * sum(len(text.split()) > 1 for text in texts)
 
 
-@given(CORPORA, COPIES, st.sampled_from(MADE))
+@given(CORPORA, COPIES, st.sampled_from([*MADE, "infill"]))
 def test_the_same_seed_makes_the_same_texts_and_more_copies_go_on_where_fewer_end(texts, copies, kind):
     texts = list(dict.fromkeys(texts))
     few, again = (augment(kind, copies, material(texts)) for _ in range(2))
     assert few == again
-    if kind in ("mask", "ngram"):
+    if kind in ("mask", "ngram", "infill"):
         more = iter(augment(kind, copies + 1, material(texts)))
         assert all(text in more for text in few)  # in their order
 
@@ -76,14 +81,15 @@ def test_an_ngram_is_a_run_of_its_text(texts, copies):
             assert new.split() in runs(words, LONGEST_NGRAM) and len(new.split()) < len(words)
 
 
-@given(CORPORA, COPIES)
-def test_hiding_leaves_the_other_words_and_never_hides_all_or_none(texts, copies):
+@given(CORPORA, COPIES, st.sampled_from(["mask", "infill"]))
+def test_hiding_leaves_the_other_words_and_never_hides_all_or_none(texts, copies, kind):
+    hidden = "[MASK]" if kind == "mask" else "thing"
     for text in texts:
         words = text.split()
-        for new in augment("mask", copies, material([text])):
+        for new in augment(kind, copies, material([text])):
             pairs = list(zip(new.split(), words, strict=True))
-            assert all(made in (old, "[MASK]") for made, old in pairs)
-            assert 0 < sum(made == "[MASK]" for made, _ in pairs) < len(words)
+            assert all(made in (old, hidden) for made, old in pairs)
+            assert 0 < sum(made == hidden for made, _ in pairs) < len(words)
 
 
 @given(CORPORA, COPIES)
@@ -176,7 +182,7 @@ def test_what_is_kept_is_new_and_there_once(new, known):
 @pytest.mark.parametrize(
     ("value", "message", "hint"),
     [
-        ("swop:3", "there is no kind 'swop'", "mask, ngram, mix, cross, swap, retrieve"),
+        ("swop:3", "there is no kind 'swop'", "mask, ngram, mix, cross, swap, infill, retrieve"),
         ("swap", "'' is not a number of copies", "Write swap:10"),
         ("swap:0", "'0' is not a number of copies", "1 to 1,000"),
         ("swap:2.5", "'2.5' is not a number of copies", "Write swap:10"),
@@ -193,6 +199,7 @@ def test_what_cannot_be_read_is_refused(value, message, hint):
     ("kind", "message", "hint"),
     [
         ("mask", "the tokenizer has no mask token", "swap"),
+        ("infill", "needs a masked language model", "--generator"),
         ("retrieve", "no texts to choose from", "--unlabelled"),
     ],
 )
@@ -200,3 +207,9 @@ def test_a_kind_without_what_it_needs_is_refused(kind, message, hint):
     with pytest.raises(ConfigError, match=message) as error:
         augment(kind, 1, Material(QUESTIONS, 0))
     assert hint in error.value.hint
+
+
+def test_infill_without_a_model_is_refused():
+    with pytest.raises(ConfigError, match="needs a masked language model") as error:
+        augment("infill", 1, Material(QUESTIONS, 0, mask="[MASK]"))
+    assert "--task masked" in error.value.hint and "--generator" in error.value.hint

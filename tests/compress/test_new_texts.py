@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import string
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from compress.data import load_data
 from compress.new_texts import new_texts
 from model.artifact import open_artifact
 from model.errors import ConfigError, DataError
-from tests.compress.chain import SMALL, write_texts
+from tests.compress.chain import BAD, GOOD, OTHER, SMALL, write_texts
 
 
 def run(*arguments: object) -> str:
@@ -93,11 +94,33 @@ def test_retrieve_takes_of_the_unlabelled_texts_those_that_are_near(house, tmp_p
     assert f"learns on {320 + count:,} texts" in told
 
 
+def test_infill_takes_the_words_of_a_generator(house, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALAMBIC_CACHE", str(tmp_path / "cache"))
+    base = ("--base", house / "encoder.json", "--tokenizer", house / "tokenizer")
+    run("train", house / "data", *base, "--out", tmp_path / "masked", "--task", "masked", *SMALL)
+    arguments = ("--augment", "infill:2", "--generator", tmp_path / "masked")
+    told = distill(house, tmp_path / "one", *arguments)
+    [kept] = [json.loads(file.read_text()) for file in (tmp_path / "cache").glob("*/texts.json")]
+    words = {word for text in kept for word in text.split()}
+    assert "infill: " in told and words <= {*GOOD, *BAD, *OTHER, *string.ascii_lowercase} and len(kept) > 500
+    assert open_artifact(tmp_path / "one").manifest.parents["generator"] == open_artifact(tmp_path / "masked").manifest.digest
+    shutil.rmtree(tmp_path / "cache")
+    distill(house, tmp_path / "again", *arguments)
+    assert open_artifact(tmp_path / "one").manifest.digest == open_artifact(tmp_path / "again").manifest.digest
+    for wrong, given, message in (
+        (house / "teacher", ("--augment", "infill:2"), "is a model for classification: it cannot fill in words"),
+        (tmp_path / "masked", ("--augment", "swap:2"), "nothing is to be filled in"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            distill(house, tmp_path / "other", *given, "--generator", wrong)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
         (("--augment", "swop:3"), "there is no kind 'swop'", "Kinds: mask"),
         (("--augment", "swap:many"), "'many' is not a number of copies", "swap:10"),
+        (("--augment", "infill:3"), "needs a masked language model", "--generator"),
         (("--augment", "retrieve:3"), "no texts to choose from", "--unlabelled"),
     ],
 )
