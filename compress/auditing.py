@@ -11,6 +11,7 @@ from compress.units import milliseconds, significant
 from model.artifact import Artifact
 from model.config import read_config
 from model.errors import GateError, require
+from serve.predictor import SINGLE
 
 Findings = dict[str, Any]
 
@@ -35,11 +36,16 @@ def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Find
     config = read_config(json.loads((artifact.path / "config.json").read_bytes())["alambic"], f"configuration of {artifact.path}")
     file = artifact.path / "model.onnx"
     exported = {name: artifact.manifest.options.get(name, "") or usual for name, usual in USUAL.items()}
-    promised = plan.plan_of(config, **exported)
+    folded = bool(artifact.manifest.metrics.get("folded"))
+    promised = plan.plan_of(config, **exported, folded=folded)
     audited, profiled = profile(file, vocabulary=config.vocabulary, longest=config.max_length, provider=provider, threads=threads)
     # The CPU takes fp16 apart, and only TensorRT runs its own int8 as integers.
     judged = as_written(file) if promised.elsewhere and (provider == "cpu" or promised.symmetric) else audited
     found = [*plan.problems(promised, judged, profiled, provider), *plan.elsewhere(promised, audited, provider)]
+    single, alone = artifact.path / SINGLE, None
+    if provider == "cpu" and single.is_file():
+        alone = profile(single, vocabulary=config.vocabulary, longest=config.max_length, threads=threads)
+        found += [problem for problem in plan.problems(promised, *alone) if problem not in found]
     modules = {linear.node: linear.name for linear in audited.linears}
     return {
         "artifact": str(artifact.path),
@@ -60,6 +66,7 @@ def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Find
             "copies": audited.copies,
             "fallen_back": len(profiled.fallen),
         },
+        "single": alone and {"nodes": alone[0].nodes, "integer_linears": alone[0].integer, "run_ms": list(alone[1].runs)},
         "fusions": audited.fusions,
         "linears": [asdict(linear) for linear in audited.linears],
         "shapes": [
@@ -138,6 +145,10 @@ def _lines(found: Findings) -> list[str]:
         fused = f"{counts['fused_attention']} of {counts['layers']} layers have fused attention"
         lines.append(f"{counts['fallen_back']} nodes fell back to the CPU; {fused}")
         lines.append("On a GPU a node's time is that of its launch; the whole runs tell what an answer takes.")
+    if alone := found["single"]:
+        shapes = zip(found["shapes"], alone["run_ms"], strict=True)
+        runs = ", ".join(f"{shape['batch']}×{shape['length']} {milliseconds(run)}" for shape, run in shapes)
+        lines.append(f"for one text at a time ({SINGLE}): {alone['nodes']} nodes, {alone['integer_linears']} integer linears; a run {runs}")
     lines += [f"{'✗' if problem['broken'] else '!'} {problem['message']} {problem['hint']}" for problem in found["problems"]]
     return lines if found["problems"] else [*lines, "✓ runs as planned"]
 

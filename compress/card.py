@@ -22,7 +22,8 @@ PIPELINES = {
 HUB = {"41d03fdf73bfd48febd81e94dd29be4d479984c9913cad1e45b5bbda9f79af27": "sentence-transformers/all-MiniLM-L6-v2"}
 CAME_FROM = ("student", "base", "model", "teacher")  # the role whose weights a stage went on from: the first of these that it has
 USE = {
-    "onnx": 'Run it: `compress predict {name} "a text"`, or load `model.onnx` with ONNX Runtime and `tokenizer.json` with tokenizers.',
+    "onnx": 'Run it: `compress predict {name} "a text"`, or load `model.onnx` with ONNX Runtime and `tokenizer.json` with tokenizers. '
+    "Where there is a `model.onnx.single`, it is for one text at a time: it takes no mask, and its weights are in `model.onnx`.",
     "torch": "Go on with it: `compress export`, or `model.checkpoint.load_model` for the PyTorch module.",
     "report": "Open `report.html`; programs read `report.json`.",
 }

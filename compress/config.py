@@ -147,6 +147,12 @@ class DistillOptions(Selection):
     depth: int = Field(2, ge=1, description="Layers of the student, started from the teacher layers that they are mapped to.")
     dropout: float | None = Field(0.0, ge=0, lt=1, description="Dropout of the student.")
     early_pooling: bool = Field(False, description=EARLY_POOLING)
+    positions_after_norm: bool = Field(
+        False, description="Add positions to normed embeddings: export then folds embeddings and the first projection into one table."
+    )
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu", "sigmoid"] | None = Field(
+        None, description="Another activation for the student (default: the teacher's); relu costs nothing in int8."
+    )
     attention: tuple[str, ...] = Field(
         (), description="Other attention for the student's layers, such as window:512; of several, they take each in turn."
     )
@@ -169,7 +175,7 @@ class QuantizeOptions(Distillation):
     scheme: Literal["cpu", "tensorrt"] = Field(
         "cpu", description="What is to run it as integers: ONNX Runtime's CPU (uint8 activations) or TensorRT (int8, symmetric)."
     )
-    embeddings: Literal["int8", "fp32"] = Field("int8", description="How the token table is stored; for TensorRT always fp32.")
+    embeddings: Literal["int8", "fp16", "fp32"] = Field("int8", description="How the token table is stored; for TensorRT always fp32.")
     keep: tuple[str, ...] = Field((), description="Linears that stay fp32, by name (`compress inspect` lists them).")
 
 
@@ -181,6 +187,10 @@ class ExportOptions(Options):
     attention: Literal["standard", "ort"] = Field(
         "standard", description="Standard operators, or ONNX Runtime's own Attention, which its fused GPU kernels need."
     )
+    fold: Literal["auto", "always", "never"] = Field(
+        "auto", description="Token embeddings, their norm and the first projection in one table: auto where positions come after the norm."
+    )
+    single: bool = Field(True, description="Write a second graph for one text at a time, without mask and batch; it shares the weights.")
     tolerance: float = Field(1e-4, gt=0, description="Largest difference in logits between PyTorch and the file (fp32 graphs).")
     signal: float = Field(25.0, gt=0, description="Least signal-to-noise ratio in dB between PyTorch and the file (int8 and fp16 graphs).")
 

@@ -16,8 +16,9 @@ from torchao.quantization.pt2e import FakeQuantize, FusedMovingAvgObsFakeQuantiz
 from compress.training import Inputs, model_inputs
 from model.encoder import Encoder
 from model.errors import ConfigError
-from model.quantized import BYTES, QuantizedEmbedding, QuantizedLinear, quantize_rows
+from model.quantized import BYTES, EMBEDDINGS, QuantizedLinear, quantize_rows
 
+FIRST = "layers.0.attention.qkv"
 AVERAGING = 0.05  # share of the newest batch in the moving average of a range
 
 
@@ -52,12 +53,14 @@ class FakeQuantizedLinear(nn.Linear):
 def linears(model: Encoder, keep: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Names of the linears of the layers, without those to `keep` in fp32; the head always stays fp32.
 
-    Raises ConfigError if a name to keep does not exist.
+    So does the first projection where positions come after the norm: export folds it into the table of embeddings, and there is nothing
+    left of it to compute. Raises ConfigError if a name to keep does not exist.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith("layers.")]
     if unknown := sorted(set(keep) - set(names)):
         raise ConfigError(f"There is no linear {', '.join(unknown)} to keep.", f"The linears are: {', '.join(names)}.")
-    return tuple(name for name in names if name not in keep)
+    folded = [FIRST] if model.config.positions_after_norm and model.config.folds else []
+    return tuple(name for name in names if name not in keep and name not in folded)
 
 
 def observed(model: Encoder, names: tuple[str, ...], scheme: str = "cpu") -> Encoder:
@@ -86,14 +89,14 @@ def calibrate(model: Encoder, batches: Iterable[Inputs]) -> None:
         fake.rounds = True
 
 
-def freeze(model: Encoder, names: tuple[str, ...], *, embeddings: bool, scheme: str = "cpu") -> Encoder:
-    """An encoder with int8 modules in place of the FakeQuantizedLinear `names` of `scheme`, and of the token table if `embeddings`."""
+def freeze(model: Encoder, names: tuple[str, ...], *, embeddings: str, scheme: str = "cpu") -> Encoder:
+    """An encoder with int8 modules in place of the FakeQuantizedLinear `names` of `scheme`, and its token table stored as asked."""
     frozen = copy.deepcopy(model)
     frozen.config = model.config.changed(quantization={"scheme": scheme, "linears": names, "embeddings": embeddings})
     for name in names:
         fake: Any = model.get_submodule(name)
         scale, zero_point = fake.activation.calculate_qparams()
         frozen.set_submodule(name, QuantizedLinear.from_linear(fake, float(scale), int(zero_point), scheme))
-    if embeddings:
-        frozen.set_submodule("embeddings.tokens", QuantizedEmbedding.from_embedding(model.embeddings.tokens))
+    if embeddings != "fp32":
+        frozen.set_submodule("embeddings.tokens", EMBEDDINGS[embeddings].from_embedding(model.embeddings.tokens))
     return frozen.eval()

@@ -236,6 +236,6 @@ def precision_of(manifest: Manifest) -> str:
 def facts_of(artifact: Artifact) -> dict[str, Any]:
     """Identity and size of what a way runs; bytes are those of its weights or graph."""
     manifest = artifact.manifest
-    weights = next(file for name, file in manifest.files.items() if name in ("model.safetensors", "model.onnx"))
+    size = sum(file.bytes for name, file in manifest.files.items() if name in ("model.safetensors", "model.onnx", "model.onnx.single"))
     known: dict[str, Any] = {name: manifest.metrics[name] for name in ("parameters", "integer_linears") if name in manifest.metrics}
-    return {"digest": manifest.digest, "bytes": weights.bytes, **known}
+    return {"digest": manifest.digest, "bytes": size, **known}

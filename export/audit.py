@@ -116,12 +116,12 @@ def audit(file: Path, provider: str = "cpu") -> Audit:
     """Optimise the graph in `file` as a session of ONNX Runtime on `provider` does, and look; raises as `open_session` does."""
     with tempfile.TemporaryDirectory() as folder:
         open_session(file, provider, record=Path(folder))[0].end_profiling()
-        return read_graph(onnx.load(Path(folder) / "optimized.onnx").graph)
+        return read_graph(onnx.load(Path(folder) / "optimized.onnx", load_external_data=False).graph)
 
 
 def as_written(file: Path) -> Audit:
     """The graph in `file` before anybody optimises it: all that can be said here of a file for another machine."""
-    return read_graph(onnx.load(file).graph)
+    return read_graph(onnx.load(file, load_external_data=False).graph)
 
 
 def read_graph(graph: GraphProto) -> Audit:

@@ -1,7 +1,8 @@
 """An encoder as an ONNX graph: torch.export, then the rewrites that let ONNX Runtime run it well.
 
-Inputs `input_ids`, `attention_mask` (and `token_type_ids` for pairs), int64 [batch, length], both dynamic. Output `logits`,
-float32 [batch, labels], for tagging [batch, length, labels], or `embedding` [batch, width]. Standard operators only.
+Inputs `input_ids`, `attention_mask` (and `token_type_ids` for pairs), int64 [batch, length], both dynamic; a graph for one text at a time
+takes no `attention_mask`, and its batch is 1. Output `logits`, float32 [batch, labels], for tagging [batch, length, labels], or
+`embedding` [batch, width]. Standard operators only.
 """
 
 import io
@@ -31,17 +32,20 @@ def opset_for(model: Encoder) -> int:
     return OPSET_RMSNORM if rmsnorm else OPSET
 
 
-def export_graph(model: Encoder, file: Path, *, opset: int, pairs: bool) -> None:
-    """Write `model` to `file`, with every weight inside; the same model gives the same bytes."""
-    inputs = ("input_ids", "attention_mask", *(("token_type_ids",) if pairs else ()))
-    export_module(model, file, opset=opset, inputs=inputs, output=OUTPUTS[model.config.head.kind], longest=model.config.max_length)
+def export_graph(model: Encoder, file: Path, *, opset: int, pairs: bool, single: bool = False) -> None:
+    """Write `model` to `file`, with every weight inside; the same model gives the same bytes. `single`: for one text at a time."""
+    inputs = ("input_ids", *(() if single else ("attention_mask",)), *(("token_type_ids",) if pairs else ()))
+    output, longest = OUTPUTS[model.config.head.kind], model.config.max_length
+    export_module(model, file, opset=opset, inputs=inputs, output=output, longest=longest, single=single)
 
 
-def export_module(module: nn.Module, file: Path, *, opset: int, inputs: Sequence[str], output: str, longest: int) -> None:
+def export_module(
+    module: nn.Module, file: Path, *, opset: int, inputs: Sequence[str], output: str, longest: int, single: bool = False
+) -> None:
     """`export_graph` for any module that takes `inputs`, int64 [batch, length] of at most `longest` tokens, and gives one tensor."""
     length = longest  # as long as can be: a text of one block would be taken for a rule
-    example = tuple(torch.ones(2, length, dtype=torch.int64) for _ in inputs)
-    axes = {0: torch.export.Dim("batch", min=1, max=65536), 1: torch.export.Dim("length", min=2, max=longest)}
+    example = {name: torch.ones(1 if single else 2, length, dtype=torch.int64) for name in inputs}
+    axes = {1: torch.export.Dim("length", min=2, max=longest)} | ({} if single else {0: torch.export.Dim("batch", min=1, max=65536)})
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -50,12 +54,13 @@ def export_module(module: nn.Module, file: Path, *, opset: int, inputs: Sequence
             warnings.simplefilter("ignore")  # the exporter's own deprecations
             program = torch.onnx.export(
                 module.eval(),
-                example,
+                (),
+                kwargs=example,
                 dynamo=True,
                 opset_version=opset,
                 input_names=list(inputs),
                 output_names=["the_output"],
-                dynamic_shapes=tuple(axes for _ in inputs),
+                dynamic_shapes=dict.fromkeys(inputs, axes),
                 verbose=False,
             )
             assert program is not None

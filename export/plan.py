@@ -24,6 +24,7 @@ NORMS = {
 # A quantized linear adds one, the QuantizeLinear of its input.
 FEEDFORWARD, ROTATION, OUTSIDE, SPARE, PREFIX = {"mlp": 20, "glu": 22}, {"none": 0, "learned": 0, "rotary": 8}, 48, 2, 8
 
+FIRST = "layers.0.attention.qkv"  # the projection that may be folded into the embeddings
 PINNED = "Another version of onnxruntime may have lost it: install the pinned one (constraints.txt) and export again."
 
 
@@ -57,8 +58,8 @@ class Problem:
     broken: bool = True
 
 
-def plan_of(config: EncoderConfig, *, attention: str = "standard", precision: str = "fp32") -> Plan:
-    """What `config` promises, exported with these options.
+def plan_of(config: EncoderConfig, *, attention: str = "standard", precision: str = "fp32", folded: bool = False) -> Plan:
+    """What `config` promises, exported with these options; `folded`: without the norm of the embeddings and the first projection.
 
     A file in fp16 or in int8 for TensorRT is for GPUs: SiLU and the products of attention become one node only there.
     """
@@ -66,7 +67,7 @@ def plan_of(config: EncoderConfig, *, attention: str = "standard", precision: st
     here = precision == "fp32" and not symmetric
     dense = sum(layer.attention.kind == "dense" for layer in config.layers)
     kinds: Counter[str] = Counter(layer.feedforward.activation for layer in config.layers)
-    quantized = len(config.quantization.linears) if config.quantization else 0
+    quantized = len(set(config.quantization.linears) - ({FIRST} if folded else set())) if config.quantization else 0
     plain = all(layer.attention.key_value_heads is None and not layer.attention.query_key_norm for layer in config.layers)
     known = plain and dense == len(config.layers) and config.positions.kind in ROTATION and here
     rotation = ROTATION.get(config.positions.kind, 0)
@@ -76,13 +77,17 @@ def plan_of(config: EncoderConfig, *, attention: str = "standard", precision: st
         integer=0 if symmetric else quantized,
         activations={kind: kinds[kind] for kind in ACTIVATIONS if kinds[kind] and (here or kind != "silu")},
         norm=config.norm.kind,
-        norms=(2 * len(config.layers) + 1 + config.norm_first) if config.norm.kind in NORMS else 0,
+        norms=_norms(config) - folded if config.norm.kind in NORMS else 0,
         scores=dense if attention == "standard" and here else 0,
         attention=dense if attention == "ort" else 0,
         nodes=nodes if known else None,
         symmetric=quantized if symmetric else 0,
         elsewhere=not here,
     )
+
+
+def _norms(config: EncoderConfig) -> int:
+    return 1 + sum(1 + layer.attention_norm for layer in config.layers) + config.norm_first
 
 
 def problems(plan: Plan, audit: Audit, profile: Profile | None = None, provider: str = "cpu") -> list[Problem]:

@@ -85,7 +85,7 @@ def profile(
             round(1000 * statistics.median(_seconds(session, batch) for _ in range(owners.count(number))), 4)
             for number, batch in enumerate(batches)
         )
-        audited = read_graph(onnx.load(Path(folder) / "optimized.onnx").graph)
+        audited = read_graph(onnx.load(Path(folder) / "optimized.onnx", load_external_data=False).graph)
     return audited, Profile(used, cut, runs, read_events(events, owners))
 
 

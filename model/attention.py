@@ -32,12 +32,13 @@ class DenseAttention(Attention):
         """Values [B, H, S, D]."""
         place = places(q.shape[2], q)
         added = positions.bias(q, place[:, None], place[None, :])
-        bias = bias if added is None else bias + added
+        hidden = bias if bias.shape[1] else None  # empty where nothing is padding
+        total = hidden if added is None else added if hidden is None else hidden + added
         if self.prefix is not None:
             own = self.prefix.to(k.dtype).repeat_interleave(self.heads // self.keys, dim=1)[:, None].expand(-1, q.shape[0], -1, -1, -1)
             k, v = torch.cat((own[0], k), dim=2), torch.cat((own[1], v), dim=2)
-            bias = F.pad(bias, (own.shape[3], 0))
-        return KERNELS[kernel](q, k, v, bias, self.dropped)
+            total = None if total is None else F.pad(total, (own.shape[3], 0))
+        return KERNELS[kernel](q, k, v, total, self.dropped)
 
 
 ATTENTIONS: dict[str, type[Attention]] = {

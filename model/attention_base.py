@@ -43,12 +43,13 @@ class Attention(nn.Module):
         self.output = nn.Linear(self.heads * self.head_width, width)
 
     def forward(self, x: Tensor, bias: Tensor, positions: Relation, kernel: str, pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """`x` and the result are [B*S, W]; `bias` [B, 1, 1, S] is 0 where there is a token and -10,000 where there is padding.
+        """`x` and the result are [B*S, W]; `bias` [B, 1, 1, S] is 0 where there is a token and -10,000 where there is padding;
+        empty, [B, 0, 1, S], where dense attention meets no padding.
 
         With `pool` ([B, H, S, D] to [B, H, D]) the result is [B, W]: what is mixed is pooled before it is projected.
         """
-        batch, length = bias.shape[0], bias.shape[-1]
-        packed = self.qkv(x).view(batch, length, self.heads + 2 * self.keys, self.head_width).transpose(1, 2)
+        batch = bias.shape[0]  # the length is what is left, which a graph need not compute
+        packed = self.qkv(x).view(batch, -1, self.heads + 2 * self.keys, self.head_width).transpose(1, 2)
         q, k, v = packed.split((self.heads, self.keys, self.keys), dim=1)  # [B, H or G, S, D]
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q.float()).to(v.dtype), self.key_norm(k.float()).to(v.dtype)

@@ -12,7 +12,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from model.errors import ConfigError
-from model.slots import BETWEEN_TOKENS, BY_DISTANCE, MIXING, Attention, FeedForward, LayerNorm, LearnedPositions, Norm, Positions, Slot
+from model.slots import (
+    ADDED,
+    BETWEEN_TOKENS,
+    BY_DISTANCE,
+    MIXING,
+    Attention,
+    FeedForward,
+    LayerNorm,
+    LearnedPositions,
+    Norm,
+    Positions,
+    Slot,
+)
 
 
 class LayerConfig(Slot):
@@ -123,16 +135,21 @@ Head = Annotated[
 
 
 class Quantization(Slot):
-    """Which parts are stored and computed in int8.
+    """Which parts are stored in fewer bits, and computed so.
 
     `scheme`: the form in which ONNX Runtime's CPU ("cpu": uint8 activations with a zero point) or TensorRT ("tensorrt": int8 ones,
     symmetric) runs them as integers; `linears`: names of the linear modules that are QuantizedLinear (static activations, int8 rows of
-    weights); `embeddings`: whether the token table is int8 with one scale a row.
+    weights); `embeddings`: how the token table is stored: fp16, or int8 with one scale a row.
     """
 
     scheme: Literal["cpu", "tensorrt"] = "cpu"
     linears: tuple[str, ...] = ()
-    embeddings: bool = False
+    embeddings: Literal["fp32", "fp16", "int8"] = "fp32"
+
+    @field_validator("embeddings", mode="before")
+    @classmethod
+    def _of_before(cls, embeddings: Any) -> Any:
+        return {True: "int8", False: "fp32"}[embeddings] if isinstance(embeddings, bool) else embeddings
 
 
 class EncoderConfig(Slot):
@@ -140,6 +157,8 @@ class EncoderConfig(Slot):
 
     `embedding_width`: of the tables, where they are narrower than the encoder and projected to its width (Lan et al. 2020, §3.1).
     `token_dropout`: share of the tokens, not counting the first, whose embedding is left out in training (Iyyer et al. 2015, §3.1).
+    `positions_after_norm`: positions are added to normed embeddings, not before the norm, so that what the first layer projects is a sum of
+    what a token gives and what its place gives, both of which can be computed once and for all.
     `early_pooling`: the last layer pools what its attention gives, and what that is added to, as the head would pool the states; its
     output projection, feed-forward network and norms then run on one row a text.
     """
@@ -150,6 +169,7 @@ class EncoderConfig(Slot):
     token_types: int = Field(default=0, ge=0)
     token_dropout: float = Field(default=0.0, ge=0, lt=1)
     positions: Positions = LearnedPositions()
+    positions_after_norm: bool = False
     norm: Norm = LayerNorm()
     norm_first: bool = False
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -184,6 +204,11 @@ class EncoderConfig(Slot):
         for number, layer in enumerate(self.layers):
             for problem in self._impossible(layer):
                 raise ValueError(f"layer {number} has {problem}")
+        if self.positions_after_norm and self.positions.kind not in ADDED:
+            raise ValueError(
+                f"positions_after_norm, but {self.positions.kind} positions are not added to embeddings: leave it out, or choose "
+                f"{' or '.join(ADDED)}"
+            )
         if self.early_pooling:
             self._pools_early()
         head = self.head
@@ -223,6 +248,24 @@ class EncoderConfig(Slot):
     def typed(self) -> bool:
         """Whether the encoder tells the two texts of a pair apart."""
         return self.token_types > 1
+
+    @property
+    def folds(self) -> bool:
+        """Whether what the first layer projects is a sum of what a token gives and what its place gives (`export.folding`)."""
+        first = self.layers[0]
+        reads = not (self.norm_first and first.attention_norm)
+        fixed = self.positions.kind not in ADDED or self.positions_after_norm
+        stretched = self.positions.kind == "learned" and self.positions.length < self.max_length
+        return reads and fixed and not stretched and self.head.kind != "masked"  # whose head asks for the tokens' own table
+
+    @property
+    def maskless(self) -> bool:
+        """Whether a batch without padding needs no mask: nothing in the encoder but dense attention and pooling asks what is padding."""
+        kinds = (self.positions, *(layer.positions for layer in self.layers if layer.positions))
+        by_text = any(kind.kind == "rotary" and kind.extension and kind.extension.kind == "dynamic" for kind in kinds)
+        stretched = self.positions.kind == "learned" and self.positions.length < self.max_length
+        dense = all(layer.attention.kind == "dense" for layer in self.layers)
+        return dense and not by_text and not stretched and self.norm.kind != "batchnorm"
 
     @property
     def table_width(self) -> int:

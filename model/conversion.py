@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from model.encoder import Encoder
+from model.encoder import Encoder, normed
 from model.errors import ConfigError
+from model.positions import LearnedPositions
 
 SIZES = {
     "dense": None,
@@ -21,6 +22,7 @@ SIZES = {
     "landmark": "landmarks",
 }
 """Kind of attention → the parameter that says how far it reaches."""
+TOKENS = 1024  # among which the effect of a position is averaged
 SHARED = ("heads", "head_width", "key_value_heads", "query_key_norm")  # what every kind has
 
 
@@ -42,6 +44,45 @@ def rebuilt(encoder: Encoder, **changes: Any) -> Encoder:
     made = Encoder(encoder.config.changed(**changes))
     made.load_state_dict(encoder.state_dict())
     return made.train(encoder.training)
+
+
+def with_positions_after_norm(encoder: Encoder) -> Encoder:
+    """`encoder` with its positions added after the norm of the embeddings, as near to what it was as a table of positions can be.
+
+    The place of a token moves its normed embedding by much the same, whatever the token: a learned position becomes the mean of that over
+    TOKENS rows of the vocabulary. Raises ConfigError for positions that are not added.
+    """
+    made = rebuilt(encoder, positions_after_norm=True)
+    before: Any = encoder.embeddings
+    after: Any = made.embeddings
+    if encoder.config.positions_after_norm or not isinstance(before.positions, LearnedPositions):
+        return made
+    rows = before.tokens(torch.linspace(0, encoder.config.vocabulary - 1, min(TOKENS, encoder.config.vocabulary)).long())
+    if before.types is not None:
+        rows = rows + before.types.weight[0]
+    with torch.no_grad():
+        ones = torch.ones(1, len(rows))
+        alone = normed(before.norm, rows, ones).mean(dim=0)
+        for place, weight in enumerate(before.positions.weight):
+            after.positions.weight[place] = normed(before.norm, rows + weight, ones).mean(dim=0) - alone
+    return made
+
+
+def with_activation(encoder: Encoder, activation: str) -> Encoder:
+    """`encoder` with another activation in every layer's feed-forward network, and the weights that it has."""
+    layers = [layer.model_dump() for layer in encoder.config.layers]
+    for layer in layers:
+        layer["feedforward"]["activation"] = activation
+    return rebuilt(encoder, layers=layers)
+
+
+def reshaped(encoder: Encoder, early_pooling: bool, positions_after_norm: bool, activation: str | None) -> Encoder:
+    """`encoder` in a form that answers sooner, as far as one is asked for, with the weights that it has."""
+    if early_pooling:
+        encoder = rebuilt(encoder, early_pooling=True)
+    if positions_after_norm:
+        encoder = with_positions_after_norm(encoder)
+    return encoder if activation is None else with_activation(encoder, activation)
 
 
 def convert_attention(encoder: Encoder, kinds: Sequence[dict[str, Any]], **changes: Any) -> Encoder:

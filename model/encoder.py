@@ -17,15 +17,15 @@ from model.config import EncoderConfig, LayerConfig, Quantization
 from model.errors import ConfigError
 from model.feedforward import FEEDFORWARDS
 from model.heads import HEADS, POOLINGS
-from model.masks import attention_bias
+from model.masks import attention_bias, no_bias
 from model.norms import NORMS, BatchNorm
 from model.positions import POSITIONS, LearnedPositions
 from model.positions_relative import RELATIONS, BucketPositions, RelativePositions
-from model.quantized import QuantizedEmbedding, QuantizedLinear
+from model.quantized import EMBEDDINGS, QuantizedLinear
 
 
 class Embeddings(nn.Module):
-    """Tokens, types and positions summed, then a norm and dropout (Devlin et al. 2018, figure 2).
+    """Tokens, types and positions summed, then a norm and dropout (Devlin et al. 2018, figure 2); or positions added after the norm.
 
     Narrower tables are projected to the encoder's width after the norm (Lan et al. 2020, §3.1).
     """
@@ -37,12 +37,15 @@ class Embeddings(nn.Module):
         self.types = nn.Embedding(config.token_types, width) if config.token_types else None
         self.positions = POSITIONS[config.positions.kind](config.positions, width, config.max_length)
         self.norm = NORMS[config.norm.kind](config.norm, width)
+        self.after_norm = config.positions_after_norm
         self.dropout = nn.Dropout(config.dropout)
         self.token_dropout = config.token_dropout
         self.projection = nn.Linear(width, config.width) if width != config.width else None
 
-    def forward(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
+    def forward(self, input_ids: Tensor, mask: Tensor | None, token_type_ids: Tensor | None) -> Tensor:
         """[B, S] to [B*S, W]; the float `mask` [B, S] is 1 where there is a token; without `token_type_ids` every token has type 0.
+
+        `mask` None: see Encoder.forward.
 
         Raises ConfigError if types are given to an encoder that has none.
         """
@@ -61,8 +64,12 @@ class Embeddings(nn.Module):
                 "token_type_ids were given, but this encoder has no token types.",
                 "Encode the texts without types, or build the encoder with token_types=2.",
             )
-        x = self.positions(x, offset, mask).flatten(0, 1)
-        y: Tensor = self.dropout(_normed(self.norm, x, mask))
+        if self.after_norm:
+            x = x if offset is None else x + offset
+            x = self.positions(normed(self.norm, x.flatten(0, 1), mask).view_as(x), None, mask).flatten(0, 1)
+        else:
+            x = normed(self.norm, self.positions(x, offset, mask).flatten(0, 1), mask)
+        y: Tensor = self.dropout(x)
         return y if self.projection is None else self.projection(y)
 
 
@@ -85,26 +92,29 @@ class Layer(nn.Module):
         self.feedforward_norm = NORMS[config.norm.kind](config.norm, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, bias: Tensor, kernel: str) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor, kernel: str) -> Tensor:
         """[B*S, W] to [B*S, W], or [B, W] where it pools; `mask` is [B, S], `bias` what it adds to scores, [B, 1, 1, S]."""
-        pool = self._pool(mask)
-        attended = _normed(self.attention_norm, x, mask) if self.norm_first else x
-        attended = self.dropout(self.attention(attended, bias, self.positions, kernel, pool))
-        x = attended + (x if pool is None else pool(x.view(mask.shape[0], mask.shape[1], -1)))
-        if self.norm_first:
-            y: Tensor = x + self.dropout(self.feedforward(_normed(self.feedforward_norm, x, mask)))
-            return y
-        x = _normed(self.attention_norm, x, mask)
-        return _normed(self.feedforward_norm, x + self.dropout(self.feedforward(x)), mask)
+        return self.after(x, normed(self.attention_norm, x, mask) if self.norm_first else x, mask, bias, kernel)
 
-    def _pool(self, mask: Tensor) -> Callable[[Tensor], Tensor] | None:
+    def after(self, x: Tensor, read: Tensor, mask: Tensor | None, bias: Tensor, kernel: str) -> Tensor:
+        """`forward` once it is known what attention is to `read`, [B*S, W]."""
+        pool = self._pool(mask)
+        attended = self.dropout(self.attention(read, bias, self.positions, kernel, pool))
+        x = attended + (x if pool is None else pool(x.view(bias.shape[0], -1, x.shape[1])))
+        if self.norm_first:
+            y: Tensor = x + self.dropout(self.feedforward(normed(self.feedforward_norm, x, mask)))
+            return y
+        x = normed(self.attention_norm, x, mask)
+        return normed(self.feedforward_norm, x + self.dropout(self.feedforward(x)), mask)
+
+    def _pool(self, mask: Tensor | None) -> Callable[[Tensor], Tensor] | None:
         pool = self.pool
         return None if pool is None else lambda x: pool(x, mask)
 
 
-def _normed(norm: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+def normed(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     """`x` [B*S, W] normed; only one kind asks what is padding."""
-    y: Tensor = norm(x, mask.flatten()) if isinstance(norm, BatchNorm) else norm(x)
+    y: Tensor = norm(x, mask.flatten()) if isinstance(norm, BatchNorm) and mask is not None else norm(x)
     return y
 
 
@@ -131,34 +141,45 @@ class Encoder(nn.Module):
             _make_room(self, config.quantization)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, places: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, labels] of token ids [B, S]; `attention_mask` [B, S] is 1 where there is a token, 0 where there is padding.
 
-        A head that answers for each token gives [B, S, labels], or, at the `places` [P] of the flat tokens [B*S] alone, [P, labels].
+        Without `attention_mask` nothing is padding: the same as a mask of ones, in fewer operations where the encoder can. A head that
+        answers for each token gives [B, S, labels], or, at the `places` [P] of the flat tokens [B*S] alone, [P, labels].
         """
         return self.states(input_ids, attention_mask, token_type_ids, places)[0]
 
     def states(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, places: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Logits [B, labels] and what each layer gave, [B, S, W] (before the final norm, if there is one).
 
         What the last layer gives is [B, W] with `early_pooling`.
         """
-        batch, length = input_ids.shape
+        batch = input_ids.shape[0]
         kernel = "eager" if torch.compiler.is_exporting() else self.kernel
-        mask = attention_mask.float()
-        bias = attention_bias(mask)
+        if attention_mask is None and not self.config.maskless:
+            attention_mask = torch.ones_like(input_ids)
+        mask = None if attention_mask is None else attention_mask.float()
+        bias = no_bias(input_ids) if mask is None else attention_bias(mask)
         x = self.embeddings(input_ids, mask, token_type_ids)
         states = []
         for layer in self.layers:
             x = self._layer(layer, x, mask, bias, kernel)
-            states.append(x.view(batch, length, -1) if layer.pool is None else x)
-        x = _normed(self.norm, x, mask)
-        return self._answer(x if self.config.early_pooling else x.view(batch, length, -1), mask, places), states
+            states.append(x.view(batch, -1, x.shape[1]) if layer.pool is None else x)
+        x = normed(self.norm, x, mask)
+        return self._answer(x if self.config.early_pooling else x.view(*sizes(bias), x.shape[1]), mask, places), states
 
-    def _answer(self, x: Tensor, mask: Tensor, places: Tensor | None) -> Tensor:
+    def _answer(self, x: Tensor, mask: Tensor | None, places: Tensor | None) -> Tensor:
         """What the head gives of the last states, of all or at some places; see `forward`."""
         if places is not None:
             x = x.flatten(0, 1)[places][None]
@@ -202,5 +223,6 @@ def _make_room(encoder: Encoder, quantization: Quantization) -> None:
         if name not in linears:
             raise ConfigError(f"There is no linear module {name!r} to quantize.", f"The linear modules are: {', '.join(linears)}.")
         encoder.set_submodule(name, QuantizedLinear(linears[name].in_features, linears[name].out_features, quantization.scheme))
-    if quantization.embeddings:
-        encoder.set_submodule("embeddings.tokens", QuantizedEmbedding(encoder.config.vocabulary, encoder.config.table_width))
+    if quantization.embeddings != "fp32":
+        table = EMBEDDINGS[quantization.embeddings](encoder.config.vocabulary, encoder.config.table_width)
+        encoder.set_submodule("embeddings.tokens", table)

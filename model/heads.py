@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from model import config
 
 
-def _mean(x: Tensor, mask: Tensor) -> Tensor:
+def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return x.mean(dim=-2)
     # A product of matrices sums over the tokens; the clamp keeps a text without tokens finite.
     for _ in x.shape[1:-2]:
         mask = mask[:, None]
@@ -21,12 +23,13 @@ def _mean(x: Tensor, mask: Tensor) -> Tensor:
     return total / mask.sum(dim=-1, keepdim=True).clamp(min=1.0)
 
 
-def _cls(x: Tensor, mask: Tensor) -> Tensor:
+def _cls(x: Tensor, mask: Tensor | None) -> Tensor:
     return x[..., 0, :]
 
 
-# Of [B, S, W], or [B, H, S, D] for each head by itself, what stands for the text: [B, W] or [B, H, D]; the mask is [B, S].
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": _mean, "cls": _cls}
+# Of [B, S, W], or [B, H, S, D] for each head by itself, what stands for the text: [B, W] or [B, H, D]; the mask is [B, S], or None
+# where there is no padding.
+POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"mean": _mean, "cls": _cls}
 HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "gelu": F.gelu,
@@ -37,7 +40,7 @@ HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {
 MakeNorm = Callable[[int], nn.Module]  # a norm of the encoder's kind, of this width
 
 
-def _pooled(pool: Callable[[Tensor, Tensor], Tensor], x: Tensor, mask: Tensor) -> Tensor:
+def _pooled(pool: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
     """[B, S, W] to [B, W]; what the encoder has pooled before, [B, W], stays."""
     return x if x.ndim == 2 else pool(x, mask)
 
@@ -56,7 +59,7 @@ class PooledHead(nn.Module):
         self.norm = norm(encoder.width) if head.hidden_norm else nn.Identity()
         self.output = nn.Linear(encoder.width, head.labels)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Logits [B, L] of states `x` [B, S, W] and the float `mask` [B, S], 1 where there is a token; or of pooled states [B, W]."""
         x = self.dropout(_pooled(self.pool, x, mask))
         if self.hidden is not None and self.activation is not None:
@@ -76,7 +79,7 @@ class TaggingHead(nn.Module):
         self.norm = norm(encoder.width) if isinstance(head, config.TaggingHead) and head.hidden_norm else nn.Identity()
         self.output = nn.Linear(encoder.width, head.labels)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Logits [B, S, L] of states `x` [B, S, W]; those of padding mean nothing."""
         batch, length = x.shape[:2]
         x = self.dropout(x.flatten(0, 1))  # flat: one Gemm with its bias when exported
@@ -93,7 +96,7 @@ class EmbeddingHead(nn.Module):
         super().__init__()
         self.pool = POOLINGS[head.pooling]
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Vectors [B, W] of states `x` [B, S, W] and the float `mask` [B, S], 1 where there is a token; or of pooled states [B, W]."""
         return F.normalize(_pooled(self.pool, x, mask), dim=-1)
 

@@ -15,7 +15,7 @@ class NoPositions(nn.Module):
     def __init__(self, positions: slots.Slot, width: int, length: int) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, offset: Tensor | None, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
         """Add what the position says, and `offset` [W] if there is one, to the token embeddings `x` [B, S, W]; `mask` is [B, S]."""
         return x if offset is None else x + offset
 
@@ -28,12 +28,12 @@ class LearnedPositions(NoPositions):
         self.weight = nn.Parameter(torch.empty(positions.length, width))
         self.stretches = length > positions.length
 
-    def forward(self, x: Tensor, offset: Tensor | None, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
         """`x` [B, S, W] plus the first S rows of the table, or, for a text longer than the table, the table stretched to the text."""
         # The offset joins the whole table before the slice: in an exported graph both are constants and become one.
         table = self.weight if offset is None else self.weight + offset
         if self.stretches or (not torch.compiler.is_exporting() and x.shape[1] > len(table)):
-            return x + _stretched(table, mask)
+            return x + _stretched(table, x.new_ones(x.shape[:2]) if mask is None else mask)
         return x + table[: x.shape[1]]
 
 
@@ -62,7 +62,7 @@ class SinusoidalPositions(NoPositions):
         angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
         return self.scale * torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).float()
 
-    def forward(self, x: Tensor, offset: Tensor | None, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
         """`x` [B, S, W] plus a row for each of the S positions."""
         table = self.table
         if not torch.compiler.is_exporting() and x.shape[1] > len(table):

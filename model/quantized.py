@@ -67,6 +67,28 @@ class QuantizedLinear(nn.Module):
         return F.linear(x, weight, self.bias)
 
 
+class HalfEmbedding(nn.Module):
+    """A table of float16 rows [V, W], widened after the gather; cannot be trained."""
+
+    weight: Tensor
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(rows, width, dtype=torch.float16))
+
+    @classmethod
+    def from_embedding(cls, embedding: nn.Embedding) -> "HalfEmbedding":
+        """Freeze `embedding`; values beyond the range of float16 become its ends."""
+        half = cls(embedding.num_embeddings, embedding.embedding_dim)
+        most = torch.finfo(torch.float16).max
+        half.weight = embedding.weight.detach().clamp(-most, most).half()
+        return half
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows [.., W] of `ids` [..]."""
+        return F.embedding(ids, self.weight).float()
+
+
 class QuantizedEmbedding(nn.Module):
     """A table of int8 rows [V, W], each with a float32 scale ([V, 1] in all); cannot be trained."""
 
@@ -90,3 +112,7 @@ class QuantizedEmbedding(nn.Module):
         """Rows [.., W] of `ids` [..]."""
         # Scaled after the gather: before it, an exported graph would dequantise the whole table in every run.
         return F.embedding(ids, self.weight).float() * F.embedding(ids, self.scales)
+
+
+# How a table may be stored, besides fp32.
+EMBEDDINGS: dict[str, type[QuantizedEmbedding] | type[HalfEmbedding]] = {"int8": QuantizedEmbedding, "fp16": HalfEmbedding}

@@ -122,6 +122,7 @@ Positions = Annotated[
     LearnedPositions | SinusoidalPositions | RotaryPositions | AlibiPositions | BucketPositions | RelativePositions | NoPositions,
     Field(discriminator="kind"),
 ]
+ADDED = ("learned", "sinusoidal")  # positions that are added to the embeddings
 BETWEEN_TOKENS = ("rotary", "alibi", "t5", "relative")  # positions that act in every layer, on queries, keys and scores
 BY_DISTANCE = ("alibi", "t5", "relative")  # those that need the distance between a query and a key
 

@@ -18,12 +18,14 @@ from model.artifact import open_artifact
 from model.config import EncoderConfig, read_config
 from model.errors import ArtifactError, ConfigError
 from model.tokenizer import Batch, Tokenizer, open_tokenizer
-from serve.sessions import open_session
+from serve.sessions import Later, open_session
 from serve.tasks import DECODERS, OUTPUTS, Answer, batch_for, outputs_by_text, stacked
 
 Floats = npt.NDArray[np.floating[Any]]
+POOLED = ("classification", "multilabel", "regression", "embedding")  # tasks whose answers need nothing of a batch but the outputs
 INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 GRAPH = "model.onnx"
+SINGLE = "model.onnx.single"  # for one text at a time; some loaders want one *.onnx in a directory, so it is none
 LARGEST = 32 * 512**2  # texts × tokens² of a batch that is run at once
 NO_INT8 = {
     "cuda": "for which ONNX Runtime's CUDA provider has no kernels: its linears would run on the CPU, with copies",
@@ -53,7 +55,11 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class OrtPredictor:
-    """A session with its tokenizer; made by `open_predictor`. Safe to use from several threads."""
+    """A session with its tokenizer; made by `open_predictor`. Safe to use from several threads.
+
+    Where there is a graph for one text at a time, `single` is its session: one text goes there, and `session` is opened when the first
+    batch comes.
+    """
 
     session: Any
     inputs: frozenset[str]
@@ -63,15 +69,25 @@ class OrtPredictor:
     precision: str
     task: str = "classification"
     engine: str = "ort"
+    single: Any = None
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Batch:
-        """The inputs of the graph, int64 [texts, longest]."""
+        """The inputs of the graph, int64 [texts, longest]; one text has no `attention_mask` where it needs none."""
+        if self.single is not None and len(texts) == 1 and pairs is None and self.task in POOLED:
+            batch = {"input_ids": np.array([self.tokenizer.ids(texts)[0].ids], np.int64)}
+            if "token_type_ids" in self.inputs:
+                batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
+            return batch
         return batch_for(self.task, self.tokenizer, texts, pairs, types="token_type_ids" in self.inputs)
 
     def logits(self, batch: Batch) -> npt.NDArray[np.float32]:
         """float32 [texts, labels], or what its task has there; what the graph does not take is left out of `batch`."""
-        found = self.session.run(None, {name: array for name, array in batch.items() if name in self.inputs})[0]
-        return np.asarray(found, np.float32)
+        given = {name: array for name, array in batch.items() if name in self.inputs}
+        session = self.session
+        if self.single is not None and len(given["input_ids"]) == 1 and given.get("attention_mask", np.True_).all():
+            session = self.single
+            given.pop("attention_mask", None)
+        return np.asarray(session.run([OUTPUTS[self.task]], given)[0], np.float32)
 
 
 def open_predictor(
@@ -111,12 +127,24 @@ def unsealed_predictor(
     tokenizer = open_tokenizer(directory, config.max_length)
     if provider == "tensorrt":  # which would build an engine first, for minutes
         _runs_int8(directory, config, provider)
-    session, used = open_session(directory / GRAPH, provider, threads, allow_fallback, settings=settings)
-    _runs_int8(directory, config, used)
     task = config.head.kind
     labels = names_of(config, tokenizer, labels)
-    inputs = _checked_inputs(session, directory / GRAPH, config.width if task == "embedding" else len(labels), OUTPUTS[task])
-    return OrtPredictor(session, inputs, tokenizer, tuple(labels), used, precision, task)
+    width = config.width if task == "embedding" else len(labels)
+
+    def batched() -> tuple[Any, str, frozenset[str]]:
+        session, used = open_session(directory / GRAPH, provider, threads, allow_fallback, settings=settings)
+        return session, used, _checked_inputs(session, directory / GRAPH, width, OUTPUTS[task])
+
+    session: Any
+    single = None
+    if provider == "cpu" and (directory / SINGLE).is_file():
+        single, used = open_session(directory / SINGLE, provider, threads)
+        inputs = _checked_inputs(single, directory / SINGLE, width, OUTPUTS[task], masked=False) | {"attention_mask"}
+        session = Later(lambda: batched()[0])
+    else:
+        session, used, inputs = batched()
+    _runs_int8(directory, config, used)
+    return OrtPredictor(session, inputs, tokenizer, tuple(labels), used, precision, task, single=single)
 
 
 def names_of(config: EncoderConfig, tokenizer: Tokenizer, labels: Sequence[str]) -> tuple[str, ...]:
@@ -182,15 +210,15 @@ def _runs_int8(directory: Path, config: EncoderConfig, provider: str) -> None:
     raise ConfigError(f"{directory} is int8, {NO_INT8[provider]}.", hint)
 
 
-def _checked_inputs(session: Any, graph: Path, width: int, output: str) -> frozenset[str]:
+def _checked_inputs(session: Any, graph: Path, width: int, output: str, masked: bool = True) -> frozenset[str]:
     """The names of the graph's inputs; raises ArtifactError if the graph is not one of our making, with `output` [.., width]."""
+    needed = {"input_ids", "attention_mask"} if masked else {"input_ids"}
     inputs = frozenset(entry.name for entry in session.get_inputs())
     outputs = {entry.name: entry.shape for entry in session.get_outputs()}
     hint = "Make it with `compress export`."
-    if not {"input_ids", "attention_mask"} <= inputs <= INPUTS:
-        raise ArtifactError(
-            f"{graph} takes {', '.join(sorted(inputs))}, where input_ids, attention_mask[, token_type_ids] were expected.", hint
-        )
+    if not needed <= inputs <= needed | INPUTS - {"attention_mask"}:
+        expected = ", ".join(name for name in ("input_ids", "attention_mask") if name in needed)
+        raise ArtifactError(f"{graph} takes {', '.join(sorted(inputs))}, where {expected}[, token_type_ids] were expected.", hint)
     if set(outputs) != {output}:
         raise ArtifactError(f"{graph} gives {', '.join(sorted(outputs))}, where its one output should be {output}.", hint)
     found = outputs[output][-1]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from model.errors import ArtifactError, ConfigError, EnvironmentProblem
@@ -66,6 +67,19 @@ def open_session(
     if used != provider and not allow_fallback:
         raise _fallback(onnxruntime, provider, there)
     return session, used
+
+
+class Later:
+    """A session that is opened by `opening` when it is first used; safe to use from several threads."""
+
+    def __init__(self, opening: Callable[[], Any]) -> None:
+        self._opening, self._lock, self._session = opening, Lock(), None
+
+    def __getattr__(self, name: str) -> Any:
+        with self._lock:
+            if self._session is None:
+                self._session = self._opening()
+        return getattr(self._session, name)
 
 
 def import_onnxruntime() -> ModuleType:

@@ -167,10 +167,11 @@ def unpacked(value: dict[str, Any]) -> "npt.NDArray[Any]":
 
 
 def _lengths(desk: Desk) -> dict[str, Any]:
-    """Tokens of each text, as this predictor counts them; None where its batches have no mask."""
-    masks = [desk.predictor.encode(*desk.part(index, 1)).get("attention_mask") for index in range(len(desk.texts))]
-    known = [int(mask.sum()) for mask in masks if mask is not None]
-    return {"lengths": known if len(known) == len(masks) else None}
+    """Tokens of each text, as this predictor counts them; None where its batches have neither a mask nor ids."""
+    batches = [desk.predictor.encode(*desk.part(index, 1)) for index in range(len(desk.texts))]
+    known = [int(batch["attention_mask"].sum()) for batch in batches if "attention_mask" in batch]
+    known = known or [batch["input_ids"].shape[1] for batch in batches if "input_ids" in batch]  # without a mask nothing is padding
+    return {"lengths": known if len(known) == len(batches) else None}
 
 
 def _device(desk: Desk) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from compress.teaching import Texts, lessons, refuse_tokens, texts_for
 from compress.training import prepare, tokenize, train
 from compress.vocabularies import moved, own_tokenizer, texts_of
 from model.checkpoint import load_model, save_model
-from model.conversion import convert_attention, read_attention, rebuilt
+from model.conversion import convert_attention, read_attention, reshaped
 from model.encoder import Encoder
 from model.errors import ConfigError
 from model.tokenizer import Tokenizer, open_tokenizer
@@ -46,8 +46,7 @@ def run(options: DistillOptions, sources: Mapping[str, Source], data: Data, work
         ours = own_tokenizer(options.vocabulary, read, workspace.work / "vocabulary", options.max_length)
         student, tokenizer = moved(student, ours, tokenizer), replace(ours, typed=tokenizer.typed)
         say(f"  a vocabulary of its own: {tokenizer.vocabulary:,} pieces")
-    if options.early_pooling:
-        student = rebuilt(student, early_pooling=True)
+    student = reshaped(student, options.early_pooling, options.positions_after_norm, options.activation)
     corpus, objective = lessons(student, tokenizer, teacher, texts, options)
     say(f"  a student of {whose} layers {', '.join(map(str, layers))} learns on {len(corpus):,} texts for {options.epochs:g} passes")
     with bar("distilling") as progress:

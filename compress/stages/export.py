@@ -4,7 +4,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from compress.config import ExportOptions
@@ -13,14 +13,17 @@ from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from export import parity, plan
 from export.audit import as_written, audit
+from export.folding import clamp, fold
 from export.graph import export_graph, opset_for
 from export.half import to_half
 from export.ort_attention import with_ort_attention
+from export.sharing import share_weights
 from model.artifact import Artifact
 from model.checkpoint import load_model, write_config
 from model.encoder import Encoder
+from model.errors import ConfigError
 from model.tokenizer import open_tokenizer
-from serve.predictor import GRAPH, OrtPredictor, unsealed_predictor
+from serve.predictor import GRAPH, SINGLE, OrtPredictor, unsealed_predictor
 
 SAMPLE = "a text of about ten words, to see how long one takes"
 TIMED = 200
@@ -33,25 +36,39 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
     with bar("exporting") as progress:
         model = load_model(source.path, place_of(sources))
         labels, pairs = source.manifest.labels, _takes_pairs(source, model)
-        file = workspace.artifact / GRAPH
-        written = with_ort_attention(model) if options.attention == "ort" else model
-        export_graph(written, file, opset=options.opset or opset_for(model), pairs=pairs)
+        file, single = workspace.artifact / GRAPH, workspace.artifact / SINGLE
+        folded = _folds(options, model, pairs)
+        written = with_ort_attention(model) if options.attention == "ort" else clamp(model)
+        if folded:
+            written = fold(written, model.config.quantization.embeddings if model.config.quantization else "fp32")
+        opset = options.opset or opset_for(model)
+        export_graph(written, file, opset=opset, pairs=pairs)
+        promised = plan.plan_of(model.config, attention=options.attention, precision=options.precision, folded=folded)
+        alone = options.single and model.config.maskless and options.attention == "standard" and not promised.elsewhere
+        if alone:
+            export_graph(written, single, opset=opset, pairs=pairs, single=True)
+            share_weights(single, file)
         kept = to_half(file, parity.batches(model.config, pairs=pairs)) if options.precision == "fp16" else []
         progress(1, 3, "comparing with PyTorch")
         _describe(model, workspace, labels, options.precision)
         open_tokenizer(source.path, model.config.max_length).save(workspace.artifact)
         predictor = unsealed_predictor(workspace.artifact, labels)
-        found = parity.compare(model, predictor, pairs=pairs)
         quantized = model.config.quantization
-        exact = options.precision == "fp32" and not (quantized and quantized.linears)
+        exact = options.precision == "fp32" and not (quantized and (quantized.linears or (folded and quantized.embeddings != "fp32")))
+        found = parity.compare(model, replace(predictor, single=None), pairs=pairs)
         parity.gate(found, tolerance=options.tolerance if exact else None, signal=options.signal)
+        if alone:
+            found_alone = parity.compare(model, predictor, pairs=pairs, single=True)
+            parity.gate(found_alone, tolerance=options.tolerance if exact else None, signal=options.signal)
         progress(2, 3, "looking at what ONNX Runtime runs")
-        promised = plan.plan_of(model.config, attention=options.attention, precision=options.precision)
         # ONNX Runtime's CPU takes fp16 apart and runs TensorRT's int8 in float, a GPU does not.
         audited = as_written(file) if promised.elsewhere else audit(file)
         plan.gate(promised, audited, file)
+        if alone:
+            audited_alone = audit(single)
+            plan.gate(promised, audited_alone, single)
     linears = sum(
-        name.startswith("layers.") and name.endswith(".weight") and value.dim() == 2 for name, value in model.state_dict().items()
+        name.startswith("layers.") and name.endswith(".weight") and value.dim() == 2 for name, value in written.state_dict().items()
     )
     metrics: dict[str, Any] = {
         "integer_linears": {"integer": audited.integer, "total": linears},
@@ -60,16 +77,34 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         **({"tensorrt_linears": audited.symmetric} if promised.symmetric else {}),
         **({"fp32_nodes": kept} if options.precision == "fp16" else {}),
         "plan": asdict(promised),
-        "parity": {
-            "largest_difference": found.difference,
-            "least_signal_db": None if found.signal_db == float("inf") else round(found.signal_db, 1),
-            "shapes": found.shapes,
-            "worst_shape": list(found.worst_shape),
-        },
+        "folded": folded,
+        "parity": _parity(found),
+        **({"single": {"nodes": audited_alone.nodes, "parity": _parity(found_alone)}} if alone else {}),
         "ort_ms": _latency_ms(predictor, pairs),
         **{name: source.manifest.metrics[name] for name in ("validation", "parameters") if name in source.manifest.metrics},
     }
     return Result(source.manifest.task, labels, metrics)
+
+
+def _folds(options: ExportOptions, model: Encoder, pairs: bool) -> bool:
+    """Whether the embeddings and the first projection become one table; raises ConfigError if they should and cannot."""
+    if options.fold == "never" or (options.fold == "auto" and not (model.config.positions_after_norm and model.config.folds)):
+        return False
+    kept = "pairs, whose tokens have two types" if pairs else "" if options.attention == "standard" else "ONNX Runtime's own Attention"
+    on_gpus = plan.plan_of(model.config, precision=options.precision).elsewhere
+    kept = kept or ("files for GPUs" if on_gpus else "")
+    if kept and options.fold == "always":
+        raise ConfigError(f"--fold always cannot be had with {kept}.", "Leave --fold at auto.")
+    return not kept
+
+
+def _parity(found: parity.Parity) -> dict[str, Any]:
+    return {
+        "largest_difference": found.difference,
+        "least_signal_db": None if found.signal_db == float("inf") else round(found.signal_db, 1),
+        "shapes": found.shapes,
+        "worst_shape": list(found.worst_shape),
+    }
 
 
 def _takes_pairs(source: Artifact, model: Encoder) -> bool:

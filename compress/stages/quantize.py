@@ -42,8 +42,8 @@ def run(options: QuantizeOptions, sources: Mapping[str, Source], data: Data, wor
         corpus, objective = lessons(watched, tokenizer, teacher, texts, options)
         with bar("training with rounding") as progress:
             trained = train(watched, corpus, objective, options, workspace.work, progress)
-    # The int8 rows of a table are scaled after they are gathered, which is no DequantizeLinear that TensorRT would know.
-    table = options.embeddings == "int8" and options.scheme == "cpu"
+    # Rows that are scaled after they are gathered are no DequantizeLinear that TensorRT would know.
+    table = options.embeddings if options.scheme == "cpu" else "fp32"
     frozen = freeze(watched, names, embeddings=table, scheme=options.scheme)
     save_model(frozen, workspace.artifact, labels)
     tokenizer.save(workspace.artifact)

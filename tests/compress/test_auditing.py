@@ -29,7 +29,9 @@ def test_an_audit_says_where_the_time_goes(found):
     assert found["plan"]["integer"] == found["counts"]["integer_linears"] == 8 and found["problems"] == []
     assert [(shape["batch"], shape["length"]) for shape in found["shapes"]] == [(1, 16), (1, 24), (8, 24)]
     assert {"layers.0.attention.qkv", "head.output"} <= {node["module"] for node in found["nodes"]}
+    assert found["single"]["integer_linears"] == 8 and found["single"]["nodes"] < found["counts"]["nodes"] - 10
     text = shown(found)
+    assert "for one text at a time (model.onnx.single): " in text.replace("\n", " ")
     assert "8 of 9 linears run as integers (8 planned); in float as planned: head.output" in text
     assert "one node each: Gelu × 2, FusedMatMul × 2, LayerNormalization × 5" in text
     assert "✓ runs as planned" in text and "The 12 slowest nodes" in text and "1×24" in text

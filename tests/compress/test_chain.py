@@ -16,6 +16,7 @@ from compress.training import Corpus, schedule_of_batches, train
 from export.torch_predictor import open_torch_predictor
 from model.artifact import open_artifact
 from model.checkpoint import load_model
+from model.errors import ConfigError
 from model.tokenizer import open_tokenizer
 from serve.predictor import open_predictor, scores
 from tests.compress.chain import SMALL
@@ -66,6 +67,22 @@ def test_every_way_of_running_a_model_agrees(house):
     assert np.allclose(int8, frozen, atol=0.05) and (int8.argmax(1) == frozen.argmax(1)).all()
 
 
+def test_one_text_goes_without_a_mask_and_a_batch_with_one(house):
+    some = texts(house)[:6]
+    predictor = open_predictor(house / "onnx")
+    alone = [predictor.logits(predictor.encode([text])) for text in some]
+    assert predictor.session._session is None and set(predictor.encode(some[:1])) == {"input_ids"}
+    masked_one = predictor.encode(some[:1]) | {"attention_mask": np.ones_like(predictor.encode(some[:1])["input_ids"])}
+    assert np.array_equal(predictor.logits(masked_one), alone[0]) and predictor.session._session is None
+    assert np.allclose(predictor.logits(predictor.encode(some)), np.concatenate(alone), atol=1e-5)
+    assert predictor.session._session is not None
+    invoke("export", house / "quantized", "--out", house / "masked", "--no-single")
+    masked = open_predictor(house / "masked")
+    assert masked.single is None and np.allclose(masked.logits(masked.encode(some[:1])), alone[0], atol=1e-5)
+    sizes = {name: file.bytes for name, file in open_artifact(house / "onnx").manifest.files.items()}
+    assert sizes["model.onnx.single"] < sizes["model.onnx"] / 2
+
+
 def test_autotokenizer_reads_every_artifact(house):
     some = texts(house)[:5]
     for name in ("teacher", "student", "onnx"):
@@ -88,14 +105,19 @@ def test_distilling_states_of_all_tokens_with_the_teacher_running_along(house, t
     assert accuracy(tmp_path / "student") > 0.7
 
 
-def test_early_pooling_from_the_command_to_the_file(house, tmp_path):
+def test_forms_of_a_student_from_the_command_to_the_file(house, tmp_path):
     more = ("--train-texts", 64, "--epochs", 2, *SMALL)
-    invoke("distill", house / "teacher", "--data", house / "data", "--out", tmp_path / "student", "--early-pooling", *more)
+    form = ("--early-pooling", "--positions-after-norm", "--activation", "relu")
+    invoke("distill", house / "teacher", "--data", house / "data", "--out", tmp_path / "student", *form, *more)
     invoke("prune", tmp_path / "student", "--data", house / "data", "--out", tmp_path / "pruned", "--heads", 2, *more)
     invoke("quantize", tmp_path / "pruned", "--data", house / "data", "--out", tmp_path / "int8", *SMALL)
     invoke("export", tmp_path / "int8", "--out", tmp_path / "onnx")
-    assert load_model(tmp_path / "int8").config.early_pooling
-    assert open_artifact(tmp_path / "onnx").manifest.metrics["integer_linears"] == {"integer": 8, "total": 8}
+    config, metrics = load_model(tmp_path / "int8").config, open_artifact(tmp_path / "onnx").manifest.metrics
+    assert config.early_pooling and config.positions_after_norm and config.layers[1].feedforward.activation == "relu"
+    assert metrics["integer_linears"] == {"integer": 7, "total": 7} and metrics["folded"]  # the first projection is in the table
+    assert "✓ runs as planned" in invoke("audit", tmp_path / "onnx").output
+    with pytest.raises(ConfigError, match="cannot be folded into the embeddings"):
+        invoke("export", house / "student", "--out", tmp_path / "no", "--fold", "always")
     invoke("train", house / "data", "--base", house / "student", "--out", tmp_path / "trained", "--early-pooling", *more)
     assert load_model(tmp_path / "trained").config.early_pooling
 

@@ -66,6 +66,6 @@ def test_linears_of_every_kind_become_int8(kind):
     watched = observed(model, linears(model))
     ids, mask = batch([13, 2, 7])
     calibrate(watched, [{"input_ids": ids, "attention_mask": mask}])
-    frozen = freeze(watched, linears(model), embeddings=True)
+    frozen = freeze(watched, linears(model), embeddings="int8")
     difference = (frozen(ids, mask) - model(ids, mask)).norm() / model(ids, mask).norm()
     assert len(frozen.config.quantization.linears) == 10 and 0 < difference < 0.25

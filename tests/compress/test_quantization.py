@@ -95,7 +95,7 @@ def test_the_frozen_model_is_the_trained_one():
     model = calibrated()
     for fake in (module for module in model.modules() if isinstance(module, FakeQuantizedLinear)):
         fake.activation.disable_observer()
-    frozen = freeze(model, ALL, embeddings=False)
+    frozen = freeze(model, ALL, embeddings="fp32")
     assert all(isinstance(frozen.get_submodule(name), QuantizedLinear) for name in ALL)
     with torch.no_grad():
         for one in texts(3):
@@ -104,7 +104,7 @@ def test_the_frozen_model_is_the_trained_one():
 
 def test_int8_stays_near_fp32_and_reloads_as_it_was(tmp_path):
     model = tiny_encoder()
-    frozen = freeze(calibrated(), ALL, embeddings=True)
+    frozen = freeze(calibrated(), ALL, embeddings="int8")
     assert isinstance(frozen.embeddings.tokens, QuantizedEmbedding)
     assert frozen.config.quantization is not None and frozen.config.quantization.linears == ALL
     save_model(frozen, tmp_path, ["a", "b", "c"])
@@ -116,7 +116,7 @@ def test_int8_stays_near_fp32_and_reloads_as_it_was(tmp_path):
 
 
 def test_a_text_answers_alike_alone_and_among_others():
-    frozen = freeze(calibrated(), ALL, embeddings=True)
+    frozen = freeze(calibrated(), ALL, embeddings="int8")
     ids, mask = batch([12, 5])
     with torch.no_grad():
         together = frozen(ids, mask)[1]

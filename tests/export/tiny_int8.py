@@ -13,4 +13,4 @@ def quantized(scheme: str = "cpu", **changes: Any) -> Encoder:
     names = linears(model)
     watched = observed(model, names, scheme)
     calibrate(watched, [dict(zip(("input_ids", "attention_mask"), batch([9, 4, 12], seed=seed), strict=True)) for seed in range(4)])
-    return freeze(watched, names, embeddings=scheme == "cpu", scheme=scheme)
+    return freeze(watched, names, embeddings="int8" if scheme == "cpu" else "fp32", scheme=scheme)

@@ -129,6 +129,8 @@ def test_throughput_counts_whole_passes() -> None:
 
 def test_lengths_are_tokens_where_there_is_a_mask() -> None:
     one, predictor = desk(["a", "b"])
+    assert COMMANDS["lengths"](one) == {"lengths": [2, 2]}  # ids without a mask have no padding
+    predictor.encode = lambda *_: {"words": np.zeros((1, 3))}  # type: ignore[method-assign]
     assert COMMANDS["lengths"](one) == {"lengths": None}
     masks = iter([[1, 1, 0], [1, 1, 1]])
     predictor.encode = lambda *_: {"attention_mask": np.array([next(masks)])}  # type: ignore[method-assign]
