@@ -31,7 +31,7 @@ def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Find
 
     from export import plan
     from export.audit import ATTENTION, as_written
-    from export.profile_run import profile
+    from export.profile_run import SHAPES, profile
 
     config = read_config(json.loads((artifact.path / "config.json").read_bytes())["alambic"], f"configuration of {artifact.path}")
     file = artifact.path / "model.onnx"
@@ -44,7 +44,8 @@ def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Find
     found = [*plan.problems(promised, judged, profiled, provider), *plan.elsewhere(promised, audited, provider)]
     single, alone = artifact.path / SINGLE, None
     if provider == "cpu" and single.is_file():
-        alone = profile(single, vocabulary=config.vocabulary, longest=config.max_length, threads=threads)
+        ones = [shape for shape in SHAPES if shape[0] == 1]
+        alone = profile(single, vocabulary=config.vocabulary, longest=config.max_length, shapes=ones, threads=threads)
         found += [problem for problem in plan.problems(promised, *alone) if problem not in found]
     modules = {linear.node: linear.name for linear in audited.linears}
     return {
@@ -146,7 +147,7 @@ def _lines(found: Findings) -> list[str]:
         lines.append(f"{counts['fallen_back']} nodes fell back to the CPU; {fused}")
         lines.append("On a GPU a node's time is that of its launch; the whole runs tell what an answer takes.")
     if alone := found["single"]:
-        shapes = zip(found["shapes"], alone["run_ms"], strict=True)
+        shapes = zip([shape for shape in found["shapes"] if shape["batch"] == 1], alone["run_ms"], strict=True)
         runs = ", ".join(f"{shape['batch']}×{shape['length']} {milliseconds(run)}" for shape, run in shapes)
         lines.append(f"for one text at a time ({SINGLE}): {alone['nodes']} nodes, {alone['integer_linears']} integer linears; a run {runs}")
     lines += [f"{'✗' if problem['broken'] else '!'} {problem['message']} {problem['hint']}" for problem in found["problems"]]

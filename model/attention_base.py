@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import slots
+from model.kernels import sizes
 
 
 class Relation(Protocol):
@@ -48,8 +49,7 @@ class Attention(nn.Module):
 
         With `pool` ([B, H, S, D] to [B, H, D]) the result is [B, W]: what is mixed is pooled before it is projected.
         """
-        batch = bias.shape[0]  # the length is what is left, which a graph need not compute
-        packed = self.qkv(x).view(batch, -1, self.heads + 2 * self.keys, self.head_width).transpose(1, 2)
+        packed = self.qkv(x).view(*sizes(bias), self.heads + 2 * self.keys, self.head_width).transpose(1, 2)
         q, k, v = packed.split((self.heads, self.keys, self.keys), dim=1)  # [B, H or G, S, D]
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q.float()).to(v.dtype), self.key_norm(k.float()).to(v.dtype)

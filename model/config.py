@@ -214,7 +214,7 @@ class EncoderConfig(Slot):
         head = self.head
         if self.norm.kind == "batchnorm" and (head.kind == "masked" or getattr(head, "hidden_norm", False)):
             raise ValueError(f"a {head.kind} head with a norm, but batchnorm cannot be that norm: choose layernorm or rmsnorm")
-        if head.kind == "masked" and head.tied and self.quantization and self.quantization.embeddings:
+        if head.kind == "masked" and head.tied and self.quantization and self.quantization.embeddings != "fp32":
             raise ValueError("the token table is what a tied masked head answers with, so it cannot be int8: quantize with embeddings fp32")
         return self
 

@@ -17,6 +17,7 @@ from model.config import EncoderConfig, LayerConfig, Quantization
 from model.errors import ConfigError
 from model.feedforward import FEEDFORWARDS
 from model.heads import HEADS, POOLINGS
+from model.kernels import sizes
 from model.masks import attention_bias, no_bias
 from model.norms import NORMS, BatchNorm
 from model.positions import POSITIONS, LearnedPositions
@@ -100,7 +101,7 @@ class Layer(nn.Module):
         """`forward` once it is known what attention is to `read`, [B*S, W]."""
         pool = self._pool(mask)
         attended = self.dropout(self.attention(read, bias, self.positions, kernel, pool))
-        x = attended + (x if pool is None else pool(x.view(bias.shape[0], -1, x.shape[1])))
+        x = attended + (x if pool is None else pool(x.view(*sizes(bias), x.shape[1])))
         if self.norm_first:
             y: Tensor = x + self.dropout(self.feedforward(normed(self.feedforward_norm, x, mask)))
             return y
@@ -165,7 +166,6 @@ class Encoder(nn.Module):
 
         What the last layer gives is [B, W] with `early_pooling`.
         """
-        batch = input_ids.shape[0]
         kernel = "eager" if torch.compiler.is_exporting() else self.kernel
         if attention_mask is None and not self.config.maskless:
             attention_mask = torch.ones_like(input_ids)
@@ -175,7 +175,7 @@ class Encoder(nn.Module):
         states = []
         for layer in self.layers:
             x = self._layer(layer, x, mask, bias, kernel)
-            states.append(x.view(batch, -1, x.shape[1]) if layer.pool is None else x)
+            states.append(x.view(*sizes(bias), x.shape[1]) if layer.pool is None else x)
         x = normed(self.norm, x, mask)
         return self._answer(x if self.config.early_pooling else x.view(*sizes(bias), x.shape[1]), mask, places), states
 

@@ -41,6 +41,15 @@ KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tens
 """
 
 
+def sizes(bias: Tensor) -> tuple[int, int]:
+    """B and S of what an attention bias [B, 0 or 1, 1, S] is for, as sizes of a view.
+
+    S is -1 where B is a plain number, as in a graph for one text at a time, which then need not compute it.
+    """
+    batch = bias.shape[0]
+    return batch, -1 if isinstance(batch, int) else bias.shape[-1]
+
+
 def has_flex(kernel: str, q: Tensor) -> bool:
     """Whether FlexAttention was asked for and is to be had where `q` lies."""
     return kernel == "flex" and q.device.type in FLEX_DEVICES

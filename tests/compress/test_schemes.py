@@ -13,7 +13,7 @@ def test_from_quantize_to_audit(capsys, house, tmp_path):
     code, _, err = run(capsys, "export", tmp_path / "quantized", "--out", tmp_path / "onnx")
     assert code == 0, err
     config = json.loads((tmp_path / "onnx" / "config.json").read_bytes())["alambic"]["quantization"]
-    assert (config["scheme"], config["embeddings"], len(config["linears"])) == ("tensorrt", False, 8)
+    assert (config["scheme"], config["embeddings"], len(config["linears"])) == ("tensorrt", "fp32", 8)
     metrics = json.loads((tmp_path / "onnx" / "manifest.json").read_bytes())["metrics"]
     assert metrics["tensorrt_linears"] == metrics["plan"]["symmetric"] == 8 and metrics["parity"]["least_signal_db"] > 25
     code, out, _ = run(capsys, "audit", tmp_path / "onnx")
