@@ -30,14 +30,18 @@ class Relation(Protocol):
 class Attention(nn.Module):
     """Projects, lets a kind `mix`, and projects back to W (Vaswani et al. 2017, §3.2).
 
-    `qkv` holds the rows of all query heads, then all key heads, then all value heads.
+    `qkv` holds the rows of all query heads, then all key heads, then all value heads. `at_once`: in an exported graph, mix so many heads
+    after the others, so that a long text needs the memory of these alone; for kinds `in_blocks`, whose memory that is.
     """
+
+    in_blocks = False
 
     def __init__(self, attention: slots.AttentionHeads, width: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.keys = attention.heads, attention.keys
         self.head_width = attention.head_width
         self.dropout = dropout
+        self.at_once: int | None = None
         self.qkv = nn.Linear(width, (self.heads + 2 * self.keys) * self.head_width)
         self.query_norm = nn.RMSNorm(self.head_width, eps=1e-6) if attention.query_key_norm else None
         self.key_norm = nn.RMSNorm(self.head_width, eps=1e-6) if attention.query_key_norm else None
@@ -56,7 +60,11 @@ class Attention(nn.Module):
         q, k = positions.rotate(q, k, bias)
         if self.keys < self.heads:
             k, v = (part.repeat_interleave(self.heads // self.keys, dim=1) for part in (k, v))
-        mixed = self.mix(q, k, v, bias, positions, kernel)
+        if self.in_blocks and self.at_once and not positions.adds and torch.compiler.is_exporting():
+            parts = zip(*(part.split(self.at_once, dim=1) for part in (q, k, v)), strict=True)
+            mixed = torch.cat([self.mix(*part, bias, positions, kernel) for part in parts], dim=1)
+        else:
+            mixed = self.mix(q, k, v, bias, positions, kernel)
         rows = mixed.transpose(1, 2) if pool is None else pool(mixed)
         y: Tensor = self.output(rows.reshape(-1, self.heads * self.head_width))
         return y

@@ -16,6 +16,7 @@ from model.kernels import HIDDEN, KERNELS, flex, has_flex
 class SparseAttention(Attention):
     """What the two patterns share: rows of `stride` tokens, and one softmax over two sorts of keys."""
 
+    in_blocks = True
     stride: int
 
     def visible(self, here: Tensor, there: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ SMALLEST_BLOCK = 16  # below, products of matrices are too small to be fast
 class WindowAttention(Attention):
     """A token sees `radius` tokens on either side, and the first tokens; these see all (Beltagy et al. 2020, §3.1 and §3.2)."""
 
+    in_blocks = True
+
     def __init__(self, attention: slots.WindowAttention | slots.BigBirdAttention, width: int, dropout: float) -> None:
         super().__init__(attention, width, dropout)
         self._measure(attention)

@@ -24,6 +24,8 @@ from model.positions import POSITIONS, LearnedPositions
 from model.positions_relative import RELATIONS, BucketPositions, RelativePositions
 from model.quantized import EMBEDDINGS, QuantizedLinear
 
+LONG, HEADS_AT_ONCE = 2048, 2  # for longer texts so many heads are mixed at once in exported graphs (see model/attention_base.py)
+
 
 class Embeddings(nn.Module):
     """Tokens, types and positions summed, then a norm and dropout (Devlin et al. 2018, figure 2); or positions added after the norm.
@@ -88,6 +90,8 @@ class Layer(nn.Module):
         positions = layer.positions or config.positions
         self.positions = RELATIONS[positions.kind](positions, layer.attention)
         self.attention = ATTENTIONS[layer.attention.kind](layer.attention, config.width, config.dropout)
+        if config.max_length > LONG:
+            self.attention.at_once = HEADS_AT_ONCE
         self.attention_norm = NORMS[config.norm.kind](config.norm, config.width) if layer.attention_norm else nn.Identity()
         self.feedforward = FEEDFORWARDS[layer.feedforward.kind](layer.feedforward, config.width)
         self.feedforward_norm = NORMS[config.norm.kind](config.norm, config.width)

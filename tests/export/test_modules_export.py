@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -48,6 +49,19 @@ def assert_agrees(encoder, file: Path) -> None:
 def test_each_attention_with_a_kind_of_positions(kind, tmp_path):
     layers = {"count": 1, "attention": {**HEADS, **ATTENTIONS[kind]}, "feedforward": {"kind": "mlp", "neurons": 8}}
     assert_agrees(tiny_encoder(max_length=LONGEST, positions=POSITIONS[kind], layers=layers), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("kind", ["window", "sparse_strided", "sparse_fixed", "sparse_bigbird"])
+def test_graphs_for_long_texts_mix_few_heads_at_once(kind, tmp_path):
+    layers = {"count": 1, "attention": {**HEADS, **ATTENTIONS[kind]}, "feedforward": {"kind": "mlp", "neurons": 8}}
+    encoder = tiny_encoder(max_length=LONGEST, positions={"kind": "rotary"}, layers=layers)
+    softmaxes = []
+    for heads in (None, 2):
+        encoder.layers[0].attention.at_once = heads
+        assert_agrees(encoder, tmp_path / "model.onnx")
+        softmaxes.append(sum(node.op_type == "Softmax" for node in onnx.load(tmp_path / "model.onnx").graph.node))
+    assert softmaxes[1] == 2 * softmaxes[0]
+    assert [tiny_encoder(max_length=length, layers=layers).layers[0].attention.at_once for length in (2048, 2049)] == [None, 2]
 
 
 def test_what_is_left_in_one_encoder(tmp_path):
