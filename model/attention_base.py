@@ -61,8 +61,8 @@ class Attention(nn.Module):
         if self.keys < self.heads:
             k, v = (part.repeat_interleave(self.heads // self.keys, dim=1) for part in (k, v))
         if self.in_blocks and self.at_once and not positions.adds and torch.compiler.is_exporting():
-            parts = zip(*(part.split(self.at_once, dim=1) for part in (q, k, v)), strict=True)
-            mixed = torch.cat([self.mix(*part, bias, positions, kernel) for part in parts], dim=1)
+            groups = zip(*(part.split(self.at_once, dim=1) for part in (q, k, v)), strict=True)
+            mixed = torch.cat([self.mix(q, k, v, bias, positions, kernel) for q, k, v in groups], dim=1)
         else:
             mixed = self.mix(q, k, v, bias, positions, kernel)
         rows = mixed.transpose(1, 2) if pool is None else pool(mixed)
