@@ -9,8 +9,9 @@ from rich.table import Table
 
 from compress.units import milliseconds, significant
 from model.artifact import Artifact
-from model.config import read_config
+from model.config import EncoderConfig
 from model.errors import GateError, require
+from model.kinds import read_model
 from serve.predictor import SINGLE
 
 Findings = dict[str, Any]
@@ -33,7 +34,7 @@ def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Find
     from export.audit import ATTENTION, as_written
     from export.profile_run import SHAPES, profile
 
-    config = read_config(json.loads((artifact.path / "config.json").read_bytes())["alambic"], f"configuration of {artifact.path}")
+    config = read_model(json.loads((artifact.path / "config.json").read_bytes())["alambic"], f"configuration of {artifact.path}")
     file = artifact.path / "model.onnx"
     exported = {name: artifact.manifest.options.get(name, "") or usual for name, usual in USUAL.items()}
     folded = bool(artifact.manifest.metrics.get("folded"))
@@ -62,7 +63,7 @@ def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Find
             "float_linears": audited.float,
             "symmetric_linears": judged.symmetric,
             "fused_attention": audited.count(*ATTENTION),
-            "layers": len(config.layers),
+            "layers": len(config.layers) if isinstance(config, EncoderConfig) else 0,
             "casts": audited.casts,
             "copies": audited.copies,
             "fallen_back": len(profiled.fallen),

@@ -1,15 +1,15 @@
 """What a model starts from: an artifact, a checkpoint of another maker, or a configuration, with a head for the task."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from compress.sources import Source
+from compress.sources import Source, configuration
 from compress.tasks import PRETRAINING, TASKS
-from model.checkpoint import load_model
-from model.config import EncoderConfig, read_config
+from model.build import Model, build
+from model.checkpoint import load_encoder, load_model
 from model.encoder import Encoder
 from model.errors import ConfigError
+from model.kinds import ModelConfig, read_model
 from model.pretrained import has_head, load_pretrained
 from model.tokenizer import Tokenizer, open_tokenizer
 
@@ -19,8 +19,8 @@ def head_of(task: str, labels: int, pooling: str) -> dict[str, Any]:
     return {"kind": task, "labels": labels, **({"pooling": pooling} if "pooling" in TASKS[task].head.model_fields else {})}
 
 
-def start(base: Source, tokenizer: Tokenizer, head: dict[str, Any], dropout: float | None) -> Encoder:
-    """The encoder to train: an artifact's with a fresh head, a foreign checkpoint's, or a fresh one by configuration.
+def start(base: Source, tokenizer: Tokenizer, head: dict[str, Any], dropout: float | None) -> Model:
+    """The model to train: an artifact's with a fresh head, a foreign checkpoint's, or a fresh one by configuration.
 
     Pre-training goes on with the base's own head, where it has one of that kind.
     Its length is the tokenizer's. Raises ConfigError if the tokenizer has tokens that it has not.
@@ -29,11 +29,11 @@ def start(base: Source, tokenizer: Tokenizer, head: dict[str, Any], dropout: flo
         found = load_model(base.path)
         if own := head["kind"] in PRETRAINING and found.config.head.kind == head["kind"]:
             head = found.config.head.model_dump()
-        model = Encoder(found.config.changed(head=head))
+        model = build(found.config.changed(head=head))
         kept = {name: value for name, value in found.state_dict().items() if own or not name.startswith("head.")}
         model.load_state_dict(kept, strict=False)
     elif base.path.is_file():
-        model = Encoder(_read(base.path, tokenizer, head))
+        model = build(_read(base.path, tokenizer, head))
     else:
         model = load_pretrained(base.path, head, kept=head["kind"] in PRETRAINING and has_head(base.path, head["kind"]))
     if model.config.vocabulary < tokenizer.vocabulary:
@@ -42,7 +42,7 @@ def start(base: Source, tokenizer: Tokenizer, head: dict[str, Any], dropout: flo
             "Give the tokenizer that belongs to it.",
         )
     changes = {"max_length": tokenizer.max_length, **({} if dropout is None else {"dropout": dropout})}
-    changed = Encoder(model.config.changed(**changes))  # settings that have no weights
+    changed = build(model.config.changed(**changes))  # settings that have no weights
     changed.load_state_dict(model.state_dict())
     return changed
 
@@ -57,16 +57,12 @@ def generator_for(source: Source, tokenizer: Tokenizer) -> Encoder:
     if open_tokenizer(source.path, tokenizer.max_length).digest != tokenizer.digest:
         what = f"The generator {source.path} has a tokenizer of its own."
         raise ConfigError(what, "Both must read the same tokens: train one with this tokenizer.")
-    return load_model(source.path) if source.artifact else load_pretrained(source.path, {"kind": "masked"}, kept=True)
+    return (
+        load_encoder(source.path, "that fill in words") if source.artifact else load_pretrained(source.path, {"kind": "masked"}, kept=True)
+    )
 
 
-def _read(path: Path, tokenizer: Tokenizer, head: dict[str, Any]) -> EncoderConfig:
+def _read(path: Path, tokenizer: Tokenizer, head: dict[str, Any]) -> ModelConfig:
     """The configuration in a JSON file; vocabulary and length are the tokenizer's, the head is the task's."""
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}.", "Give an encoder configuration; `compress options` lists its slots.") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no JSON object.", "Give an encoder configuration; `compress options` lists its slots.")
     given = {"vocabulary": tokenizer.vocabulary, "max_length": tokenizer.max_length, "head": head}
-    return read_config({**values, **given}, f"encoder configuration {path}")
+    return read_model({**configuration(path), **given}, f"model configuration {path}")

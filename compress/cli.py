@@ -24,6 +24,7 @@ EXAMPLES = {
         compress train tweets --base encoder.json --vocabulary unigram:8000 --epochs 3 --out runs/scratch""",
     "distill": """\b
         compress distill runs/teacher --data tweets --out runs/student
+        compress distill runs/teacher --data tweets --student convolution:256 --epochs 10 --batch-size 128 --out runs/student
         compress distill runs/teacher --data tweets --depth 3 --teacher-layers 1,3,5 --epochs 4 --out runs/student
         compress distill runs/teacher --data tweets --vocabulary unigram:16000 --out runs/student
         compress distill runs/teacher --data tweets --unlabelled reviews.txt,forum.csv --split-sentences --out runs/student
@@ -48,7 +49,7 @@ EXAMPLES = {
 }
 SUMMARIES = {
     "train": "Fine-tune a base on DATA: the teacher.",
-    "distill": "Teach a shallower student what TEACHER knows.",
+    "distill": "Teach a smaller student what TEACHER knows.",
     "prune": "Remove the least important heads and neurons of MODEL, then recover.",
     "quantize": "Make MODEL's linears and embeddings int8, for the CPU or for TensorRT.",
     "export": "Write MODEL as ONNX, checked against PyTorch and against what ONNX Runtime really runs.",
@@ -179,12 +180,12 @@ def _stage_command(name: str) -> None:
 
 
 ROLES = {
-    "base": "What to start from: minilm, a directory or hub id of transformers, an artifact, or a JSON encoder configuration.",
+    "base": "What to start from: minilm, a directory or hub id of transformers, an artifact, or a JSON model configuration.",
     "tokenizer": "Directory or SentencePiece model of the tokenizer, where the base has none.",
     "generator": "Masked language model that finds words: for --augment infill; for --task replaced (default: other words of the texts).",
     "backbone": "Where the backbone of a prefix is now, if it is not where it was.",
     "teacher": "What the model learns from while it recovers: an artifact, or a directory or hub id of a classifier of transformers.",
-    "student": "Artifact of a student that goes on learning; its depth is its own.",
+    "student": "A student without layers (static[:WIDTH], convolution[:CHANNELS], a JSON configuration), or an artifact that goes on.",
 }
 for _name in STAGES:
     _stage_command(_name)

@@ -35,7 +35,9 @@ class Training(Options):
 
     epochs: float = Field(1.0, gt=0, description="Passes over the training texts.")
     batch_size: int = Field(32, ge=1, description="Texts a step.")
-    learning_rate: float = Field(1e-4, gt=0, description="Highest learning rate of AdamW.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Highest learning rate of AdamW (default: 1e-4, of a static model 2e-3, of a convolution 4e-3)."
+    )
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="How the learning rate falls after that.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay (not on biases and norms).")

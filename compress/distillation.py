@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.losses import HARD, SOFT
@@ -51,12 +51,20 @@ def _labelled(task: str, logits: Tensor, inputs: Inputs) -> Tensor:
 
 
 def objective(
-    *, soft: float, hard: float, hidden: float, temperature: float, along: Along | None = None, task: str = "classification"
+    *,
+    soft: float,
+    hard: float,
+    hidden: float,
+    temperature: float,
+    along: Along | None = None,
+    task: str = "classification",
+    bridge: nn.Module | None = None,
 ) -> Objective:
     """The weighted sum of the losses of `task`, as a function of a student and a batch that carries the teacher's answers.
 
     along: for the states of all tokens: gives the teacher's logits and its mapped states [B, S, W] for a batch; without it, the
-    pooled states of the batch are compared. Student and teacher must be of one width where `hidden` is not 0.
+    pooled states of the batch are compared. bridge: maps a pooled state of the student to the teacher's width, and is trained with it;
+    without it, student and teacher must be of one width where `hidden` is not 0.
     """
 
     def loss(model: Any, inputs: Inputs) -> Tensor:
@@ -74,7 +82,10 @@ def objective(
         else:
             teacher_logits = inputs["teacher_logits"]
             targets = inputs["teacher_states"].unbind(1) if hidden else ()
-            pairs = [(pooled(state, mask), target) for state, target in zip(states, targets, strict=bool(hidden))]
+            pairs = [
+                (pooled(state, mask) if bridge is None else bridge(pooled(state, mask)), target)
+                for state, target in zip(states, targets, strict=bool(hidden))
+            ]
         total: Tensor = logits.new_zeros((), dtype=torch.float32)
         if soft:
             taught = (logits, teacher_logits) if task != "tagging" else (logits[mask.bool()], teacher_logits[mask.bool()])
@@ -85,4 +96,16 @@ def objective(
             total = total + hidden * torch.stack([hidden_loss(state.float(), target.float()) for state, target in pairs]).mean()
         return total
 
-    return loss
+    return loss if bridge is None else _Bridged(loss, bridge)
+
+
+class _Bridged(nn.Module):
+    """An objective with weights of its own (Jiao et al. 2020, §3.1, equation 8): what trains the student finds them here."""
+
+    def __init__(self, loss: Objective, bridge: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        self.bridge = bridge
+
+    def forward(self, model: Any, inputs: Inputs) -> Tensor:
+        return self.loss(model, inputs)

@@ -9,14 +9,14 @@ import torch
 
 from compress.tasks import TASKS
 from compress.training import Corpus, Inputs, model_inputs
-from model.encoder import Encoder
+from model.build import Model
 from serve.tasks import outputs_by_text, stacked
 
 TIMED = 40
 
 
 @torch.no_grad()
-def outputs(model: Encoder, corpus: Corpus) -> np.ndarray:
+def outputs(model: Model, corpus: Corpus) -> np.ndarray:
     """What the model gives for the whole corpus, float32 in its order, in the form that `compress.tasks` has for its task."""
     model.eval()
     if corpus.lesson is not None:
@@ -29,7 +29,7 @@ def outputs(model: Encoder, corpus: Corpus) -> np.ndarray:
     return stacked([found[row] for row in range(len(corpus))])
 
 
-def _of_lesson(model: Encoder, inputs: Inputs) -> np.ndarray:
+def _of_lesson(model: Model, inputs: Inputs) -> np.ndarray:
     """[P, 2]: for a masked language model the log-probabilities of the truth and of the likeliest; else the logit and the truth."""
     given, truth = model(**model_inputs(inputs)).float(), inputs["labels"]
     if model.config.head.kind != "masked":
@@ -39,7 +39,7 @@ def _of_lesson(model: Encoder, inputs: Inputs) -> np.ndarray:
 
 
 @torch.no_grad()
-def torch_latency_ms(model: Encoder, corpus: Corpus) -> float:
+def torch_latency_ms(model: Model, corpus: Corpus) -> float:
     """Median over a few texts, one at a time and on one thread, of ids → logits in PyTorch."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -53,7 +53,7 @@ def torch_latency_ms(model: Encoder, corpus: Corpus) -> float:
     return round(1000 * float(np.median(samples)), 3)
 
 
-def measure(model: Encoder, corpus: Corpus, labels: Sequence[str], *, latency: bool = True) -> dict[str, Any]:
+def measure(model: Model, corpus: Corpus, labels: Sequence[str], *, latency: bool = True) -> dict[str, Any]:
     """What a stage's manifest says of its model: quality on the validation part, parameters, latency in PyTorch."""
     quality = TASKS[model.config.head.kind].metrics(outputs(model, corpus), corpus.truth, labels)
     tensors = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.dtype == torch.int8)]

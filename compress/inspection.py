@@ -8,6 +8,7 @@ from compress.tasks import first_score, quality_words
 from model import config
 from model import slots as model_slots
 from model.artifact import Artifact
+from model.kinds import KINDS
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
@@ -104,9 +105,8 @@ def slots() -> dict[str, dict[str, dict[str, str]]]:
     for slot, union in unions.items():
         found[slot] = {kind.model_fields["kind"].default: _parameters(kind) for kind in get_args(get_args(union)[0])}
     found["layer"] = {"": _parameters(config.LayerConfig)}
-    found["encoder"] = {
-        "": {name: text for name, text in _parameters(config.EncoderConfig).items() if name not in ("head", "quantization")}
-    }
+    for name, kind in KINDS.items():
+        found[name] = {"": {part: text for part, text in _parameters(kind).items() if part not in ("head", "quantization", "folded")}}
     return found
 
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torchao.quantization.pt2e import FakeQuantize, FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver
 
 from compress.training import Inputs, model_inputs
-from model.encoder import Encoder
+from model.build import Model
+from model.config import EncoderConfig
 from model.errors import ConfigError
 from model.quantized import BYTES, EMBEDDINGS, QuantizedLinear, quantize_rows
 
@@ -50,7 +51,7 @@ class FakeQuantizedLinear(nn.Linear):
         return F.linear(x, torch.fake_quantize_per_channel_affine(self.weight, scales, zeros, 0, -127, 127), self.bias)
 
 
-def linears(model: Encoder, keep: tuple[str, ...] = ()) -> tuple[str, ...]:
+def linears(model: Model, keep: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Names of the linears of the layers, without those to `keep` in fp32; the head always stays fp32.
 
     So does the first projection where positions come after the norm: export folds it into the table of embeddings, and there is nothing
@@ -59,11 +60,11 @@ def linears(model: Encoder, keep: tuple[str, ...] = ()) -> tuple[str, ...]:
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith("layers.")]
     if unknown := sorted(set(keep) - set(names)):
         raise ConfigError(f"There is no linear {', '.join(unknown)} to keep.", f"The linears are: {', '.join(names)}.")
-    folded = [FIRST] if model.config.positions_after_norm and model.config.folds else []
+    folded = [FIRST] if isinstance(model.config, EncoderConfig) and model.config.positions_after_norm and model.config.folds else []
     return tuple(name for name in names if name not in keep and name not in folded)
 
 
-def observed(model: Encoder, names: tuple[str, ...], scheme: str = "cpu") -> Encoder:
+def observed(model: Model, names: tuple[str, ...], scheme: str = "cpu") -> Model:
     """A copy of `model` whose linears `names` are FakeQuantizedLinear of `scheme` ("cpu", "tensorrt"), with ranges still to be seen."""
     model = copy.deepcopy(model)
     for name in names:
@@ -75,7 +76,7 @@ def observed(model: Encoder, names: tuple[str, ...], scheme: str = "cpu") -> Enc
 
 
 @torch.no_grad()
-def calibrate(model: Encoder, batches: Iterable[Inputs]) -> None:
+def calibrate(model: Model, batches: Iterable[Inputs]) -> None:
     """Watch the ranges of activations over `batches`; nothing is rounded while they are watched."""
     fakes = [module for module in model.modules() if isinstance(module, FakeQuantizedLinear)]
     model.eval()
@@ -89,14 +90,15 @@ def calibrate(model: Encoder, batches: Iterable[Inputs]) -> None:
         fake.rounds = True
 
 
-def freeze(model: Encoder, names: tuple[str, ...], *, embeddings: str, scheme: str = "cpu") -> Encoder:
-    """An encoder with int8 modules in place of the FakeQuantizedLinear `names` of `scheme`, and its token table stored as asked."""
+def freeze(model: Model, names: tuple[str, ...], *, embeddings: str, scheme: str = "cpu") -> Model:
+    """`model`, int8 in place of the FakeQuantizedLinear `names` of `scheme`, its token table stored as `embeddings` says."""
     frozen = copy.deepcopy(model)
     frozen.config = model.config.changed(quantization={"scheme": scheme, "linears": names, "embeddings": embeddings})
     for name in names:
         fake: Any = model.get_submodule(name)
         scale, zero_point = fake.activation.calculate_qparams()
         frozen.set_submodule(name, QuantizedLinear.from_linear(fake, float(scale), int(zero_point), scheme))
-    if embeddings != "fp32":
-        frozen.set_submodule("embeddings.tokens", EMBEDDINGS[embeddings].from_embedding(model.embeddings.tokens))
+    if embeddings in EMBEDDINGS:
+        table: Any = model.get_submodule(model.config.table)
+        frozen.set_submodule(model.config.table, EMBEDDINGS[embeddings].from_embedding(table))
     return frozen.eval()

@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compress import builtin
-from model.artifact import MANIFEST, Artifact, Kind, directory_digest, file_sha256, open_artifact
+from model.artifact import MANIFEST, Artifact, Kind, directory_digest, file_sha256, open_artifact, sha256
 from model.errors import ArtifactError, ConfigError, require
 
 BACKBONE = "backbone"  # the role that tells where the backbone of a prefix is now
@@ -29,9 +30,53 @@ class Source:
         return self.artifact
 
 
+STUDENTS = {"static": "width", "convolution": "channels"}
+"""Kind of a student without layers → the parameter that its size is."""
+
+
+def student_values(source: Source) -> dict[str, Any]:
+    """The configuration of a student that is named in a word with a size (`convolution:256`) or written in a JSON file.
+
+    Raises ConfigError if it can be neither.
+    """
+    if source.path.is_file():
+        return configuration(source.path)
+    kind, colon, size = source.name.partition(":")
+    if colon and (not size.isdecimal() or not int(size)):
+        what = f"{source.name!r} is no student: the size of {kind} is a number, its {STUDENTS[kind]}."
+        raise ConfigError(what, "Write it as static:128 or convolution:256.")
+    return {"kind": kind, **({STUDENTS[kind]: int(size)} if colon else {})}
+
+
+def configuration(path: Path) -> dict[str, Any]:
+    """The values in a JSON file; raises ConfigError if there are none."""
+    hint = "Give a model configuration; `compress options` lists what it takes."
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}.", hint) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no JSON object.", hint)
+    return values
+
+
 def open_sources(kinds: Mapping[str, Kind | None], paths: Mapping[str, str]) -> dict[str, Source]:
     """Open each role's path, verified and of the kind that the role wants (None: anything that `open_source` knows)."""
-    return {role: open_source(path, kinds.get(role)) for role, path in paths.items()}
+    return {role: _open_student(path) if role == "student" else open_source(path, kinds.get(role)) for role, path in paths.items()}
+
+
+def _open_student(value: str) -> Source:
+    """A student in a word, in a JSON file, or an artifact."""
+    path = Path(value)
+    if path.is_dir() or path.with_name(path.name + ".partial").exists():
+        return open_source(value, "torch")
+    if value.partition(":")[0] in STUDENTS:
+        return Source(path, value, sha256(value.encode()))
+    if path.is_file():
+        return Source(path, path.name, file_sha256(path))
+    raise ConfigError(
+        f"There is no student {value!r}.", f"Give {' or '.join(STUDENTS)}, with a size as convolution:256, a JSON file, or an artifact."
+    )
 
 
 def check_backbone(sources: Mapping[str, Source]) -> None:
@@ -69,7 +114,7 @@ def named(paths: list[str]) -> dict[str, str]:
 def open_source(value: str, kind: Kind | None = None) -> Source:
     """An artifact of `kind`, or, where `kind` is None, whatever can be started from.
 
-    That is an artifact directory, the built-in `minilm`, a directory of transformers, a JSON file with an encoder configuration, a
+    That is an artifact directory, the built-in `minilm`, a directory of transformers, a JSON file with a model configuration, a
     SentencePiece model, or the id of a model on the Hugging Face hub. Raises ArtifactError or ConfigError that lists them.
     """
     path = Path(value)

@@ -103,7 +103,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("train", config.TrainOptions, "torch", {"base": None, "tokenizer?": None, "generator?": None}, True, _TRAIN),
-        Stage("distill", config.DistillOptions, "torch", {"teacher": None, "base?": None, "student?": "torch", **_TAUGHT}, True, _TRAIN),
+        Stage("distill", config.DistillOptions, "torch", {"teacher": None, "base?": None, "student?": None, **_TAUGHT}, True, _TRAIN),
         Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": None, **_TAUGHT}, True, _TRAIN),
         Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": None, **_TAUGHT}, True, _QUANTIZE),
         Stage("export", config.ExportOptions, "onnx", {"model": "torch", **_MOVED}, False, _EXPORT),

@@ -18,7 +18,7 @@ from compress.progress import say
 from compress.sources import Source
 from compress.tasks import labels_agree, labels_of, trainable
 from model.artifact import open_artifact
-from model.checkpoint import load_model
+from model.checkpoint import load_encoder
 from model.encoder import Encoder
 from model.errors import ConfigError, DataError
 from model.pretrained import load_pretrained, pretrained_labels
@@ -48,7 +48,8 @@ def open_teacher(source: Source, data: Data, backbone: Path | None = None) -> Te
         manifest = open_artifact(source.path, "torch").manifest
         task = labels_agree(manifest.labels, data, manifest.task)
         order = list(range(len(manifest.labels)))
-        return Teacher(source.path, task, manifest.labels, load_model(source.path, backbone), order, source.digest)
+        model = load_encoder(source.path, "to be taught by", backbone)
+        return Teacher(source.path, task, manifest.labels, model, order, source.digest)
     task = trainable(data)
     labels, theirs = labels_of(task, data), pretrained_labels(source.path)
     if task == "regression" and len(theirs) == 1:

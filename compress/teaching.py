@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.answers import digest_of, joined, kept_answers
 from compress.cache import cache_folder
@@ -26,6 +26,7 @@ from compress.students import layer_map
 from compress.tasks import PER_TOKEN
 from compress.teachers import Teacher, foreign_ask
 from compress.training import NO_TAG, Column, Corpus, Inputs, Objective, drawn, in_turn, model_inputs, tokenize
+from model.build import Model
 from model.encoder import Encoder
 from model.errors import ConfigError, DataError
 from model.tokenizer import Tokenizer, open_tokenizer
@@ -85,9 +86,7 @@ def whole(corpora: Sequence[Corpus], columns: Mapping[str, Column] | None = None
     return replace(first, encodings=encodings, labels=torch.cat(labels), columns={**(columns or {}), "labelled": labelled}, truth=None)
 
 
-def lessons(
-    student: Encoder, tokenizer: Tokenizer, teacher: Teacher | None, texts: Texts, options: Distillation
-) -> tuple[Corpus, Objective]:
+def lessons(student: Model, tokenizer: Tokenizer, teacher: Teacher | None, texts: Texts, options: Distillation) -> tuple[Corpus, Objective]:
     """The corpus to learn from and the objective; without a teacher, the data's labels alone.
 
     The teacher runs once over the texts and its answers are kept in the cache; what is compared for each token needs it to run along.
@@ -107,8 +106,14 @@ def lessons(
             raise ConfigError("This teacher shows no hidden states.", "Give --hidden 0.")
         return whole(corpora, in_turn(lambda: _foreign_answers(teacher, texts, options))), _objective(options, texts.task)
     model = teacher.model
-    layers = layer_map(len(student.config.layers), len(model.config.layers), options.teacher_layers) if options.hidden else []
-    if options.hidden and student.config.width != model.config.width:
+    depth = len(student.config.layers) if isinstance(student, Encoder) else 1
+    layers = layer_map(depth, len(model.config.layers), options.teacher_layers) if options.hidden else []
+    bridge = None
+    if options.hidden and not isinstance(student, Encoder):
+        if options.hidden_states == "tokens":
+            raise ConfigError(f"A {student.config.kind} student has no states of its tokens.", "Give --hidden-states pooled.")
+        bridge = nn.Linear(student.config.neurons, model.config.width)
+    elif options.hidden and student.config.width != model.config.width:
         raise ConfigError(
             f"The student is {student.config.width} wide and the teacher {model.config.width}: their states cannot be compared.",
             "Give --hidden 0.",
@@ -120,7 +125,7 @@ def lessons(
     if texts.task in PER_TOKEN or (options.hidden_states == "tokens" and options.hidden):
         return whole(corpora), _objective(options, texts.task, _along(model, layers, options.device))
     heard = corpora if same else material(theirs, texts, taught=True)
-    return whole(corpora, in_turn(lambda: _own_answers(teacher, heard, layers, options))), _objective(options, texts.task)
+    return whole(corpora, in_turn(lambda: _own_answers(teacher, heard, layers, options))), _objective(options, texts.task, bridge=bridge)
 
 
 def _unlabelled(tokenizer: Tokenizer, texts: list[str], beside: Corpus) -> Corpus:
@@ -201,6 +206,6 @@ def _check_weights(task: str, options: Distillation) -> None:
         raise ConfigError("--soft, --hard and --hidden are all 0: there is nothing to learn from.", "Give at least one of them a weight.")
 
 
-def _objective(options: Distillation, task: str, along: Along | None = None) -> Objective:
+def _objective(options: Distillation, task: str, along: Along | None = None, bridge: nn.Module | None = None) -> Objective:
     weights = {"soft": options.soft, "hard": options.hard, "hidden": options.hidden, "temperature": options.temperature}
-    return objective(**weights, along=along, task=task)
+    return objective(**weights, along=along, task=task, bridge=bridge)

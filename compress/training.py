@@ -24,7 +24,7 @@ from compress.config import Training
 from compress.masking import Masking, masking_for
 from compress.ranks import local_processes, processes, rank
 from compress.tasks import PRETRAINING, texts_of, truth_of
-from model.encoder import Encoder
+from model.build import Model
 from model.errors import EnvironmentProblem
 from model.tokenizer import Encoding, Tokenizer
 from serve.machine import usable_cores
@@ -35,6 +35,7 @@ Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
 COMPLETE = "complete"
 NO_TAG = -100  # of tokens that do not begin a word
+LEARNING_RATES = {"encoder": 1e-4, "static": 2e-3, "convolution": 4e-3}  # where none is given
 POOL = 50  # batches among which texts of like length are brought together
 LONG = 512  # tokens: batches of longer texts are made of fewer, outside of training
 
@@ -231,7 +232,7 @@ def parts_of(batches: list[list[int]], accumulation: int, rank: int, processes: 
     return parts
 
 
-def train(model: Encoder, corpus: Corpus, objective: Objective, options: Training, work: Path, progress: Progress) -> dict[str, Any]:
+def train(model: Model, corpus: Corpus, objective: Objective, options: Training, work: Path, progress: Progress) -> dict[str, Any]:
     """Train `model` in place on `corpus`; checkpoints lie in `work`, and the last whole one is gone on from.
 
     Returns steps and the loss averaged over the last tenth of them. Ends the process if it is one that helps another (`compress.ranks`).
@@ -241,7 +242,7 @@ def train(model: Encoder, corpus: Corpus, objective: Objective, options: Trainin
         num_train_epochs=1,
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.accumulation,
-        learning_rate=options.learning_rate,
+        learning_rate=options.learning_rate or LEARNING_RATES[model.config.kind],
         warmup_steps=options.warmup,
         lr_scheduler_type="constant_with_warmup" if options.schedule == "constant" else options.schedule,
         weight_decay=options.weight_decay,
@@ -264,7 +265,7 @@ def train(model: Encoder, corpus: Corpus, objective: Objective, options: Trainin
     batches = schedule_of_batches(corpus.lengths, options.batch_size, options.epochs, options.seed)
     model.checkpointing = options.checkpointing
     if options.frozen == "tokens":
-        model.embeddings.tokens.requires_grad_(False)
+        model.get_submodule(model.config.table).requires_grad_(False)
     lesson = _Lesson(model, objective)
     if options.compile:
         lesson.compile(dynamic=True)

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from compress.training import in_turn
-from model.encoder import Encoder
+from model.build import Model, build
 from model.errors import ConfigError, DataError
 from model.tokenizer import SENTENCEPIECE_FILE, Tokenizer, open_tokenizer
 from model.tokenizer_json import SPACE
@@ -120,19 +120,19 @@ def origins(ours: Tokenizer, theirs: Tokenizer) -> list[list[int]]:
 
 
 @torch.no_grad()
-def moved(encoder: Encoder, ours: Tokenizer, theirs: Tokenizer) -> Encoder:
-    """`encoder`, whose vocabulary is `theirs`, with that of `ours`: each row of its table the mean of those in `origins`.
+def moved(model: Model, ours: Tokenizer, theirs: Tokenizer) -> Model:
+    """`model`, whose vocabulary is `theirs`, with that of `ours`: each row of its table the mean of those in `origins`.
 
     What has no origin starts as the mean of the whole table. Raises ConfigError if the table is quantized.
     """
-    if encoder.config.quantization:
+    if model.config.quantization:
         raise ConfigError("The model is quantized: its vocabulary cannot be changed any more.", "Give the model that it was made from.")
-    state = encoder.state_dict()
-    table = state["embeddings.tokens.weight"]
+    name, state = f"{model.config.table}.weight", model.state_dict()
+    table, others = state[name].split([model.config.vocabulary, len(state[name]) - model.config.vocabulary])  # such as rows of n-grams
     everything = list(range(len(table)))
     rows = [row or everything for row in origins(ours, theirs)]
     starts = torch.tensor([0, *map(len, rows)]).cumsum(0)[:-1]
     flat = torch.tensor([number for row in rows for number in row])
-    changed = Encoder(encoder.config.changed(vocabulary=ours.vocabulary))
-    changed.load_state_dict({**state, "embeddings.tokens.weight": F.embedding_bag(flat, table, starts, mode="mean")})
-    return changed.train(encoder.training)
+    changed = build(model.config.changed(vocabulary=ours.vocabulary))
+    changed.load_state_dict({**state, name: torch.cat([F.embedding_bag(flat, table, starts, mode="mean"), others])})
+    return changed.train(model.training)

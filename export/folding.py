@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.plan import FIRST
+from model.build import Model
 from model.encoder import Encoder, Layer
 from model.errors import ConfigError
 from model.feedforward import ACTIVATIONS, Mlp
@@ -116,14 +117,14 @@ class _Nothing(nn.Module):
         return x if offset is None else x + offset
 
 
-def clamps(model: Encoder) -> list[Mlp]:
+def clamps(model: Model) -> list[Mlp]:
     """The networks whose ReLU a quantizer with zero point 0 computes anyway."""
     found = [module for module in model.modules() if isinstance(module, Mlp) and module.activation is ACTIVATIONS["relu"]]
     # The bytes of the CPU's scheme have no sign; TensorRT's have one, and keep what is below zero.
     return [mlp for mlp in found if isinstance(mlp.down, QuantizedLinear) and (mlp.down.scheme, mlp.down.zero_point) == ("cpu", 0)]
 
 
-def clamp(model: Encoder) -> Encoder:
+def clamp(model: Model) -> Model:
     """A copy of `model` for export without the ReLUs that quantizers compute: one fused into its linear would leave that in float."""
     model = copy.deepcopy(model)
     for mlp in clamps(model):

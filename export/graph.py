@@ -18,6 +18,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
+from model.build import Model
 from model.encoder import Encoder
 from serve.tasks import OUTPUTS
 
@@ -25,14 +26,16 @@ OPSET = 20  # below, GELU becomes a pattern that ONNX Runtime does not fuse
 OPSET_RMSNORM = 23  # from here on RMSNorm is one operator
 
 
-def opset_for(model: Encoder) -> int:
+def opset_for(model: Model) -> int:
     """The lowest operator set in which every part of `model` is one operator that ONNX Runtime runs fast."""
+    if not isinstance(model, Encoder):
+        return OPSET
     config = model.config
     rmsnorm = config.norm.kind == "rmsnorm" or any(layer.attention.query_key_norm for layer in config.layers)
     return OPSET_RMSNORM if rmsnorm else OPSET
 
 
-def export_graph(model: Encoder, file: Path, *, opset: int, pairs: bool, single: bool = False) -> None:
+def export_graph(model: Model, file: Path, *, opset: int, pairs: bool, single: bool = False) -> None:
     """Write `model` to `file`, with every weight inside; the same model gives the same bytes. `single`: for one text at a time."""
     inputs = ("input_ids", *(() if single else ("attention_mask",)), *(("token_type_ids",) if pairs else ()))
     output, longest = OUTPUTS[model.config.head.kind], model.config.max_length

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention import DenseAttention
+from model.build import Model
 from model.encoder import Encoder
 from model.errors import ConfigError
 from model.slots import BETWEEN_TOKENS
@@ -42,8 +43,10 @@ class OrtAttention(nn.Module):
         return y
 
 
-def with_ort_attention(model: Encoder) -> Encoder:
+def with_ort_attention(model: Model) -> Encoder:
     """A copy of `model` for export, its attention in OrtAttention; raises ConfigError for what the operator cannot compute."""
+    if not isinstance(model, Encoder):
+        raise ConfigError(f"A {model.config.kind} model has no attention.", "Export with --attention standard.")
     if found := list(_beyond(model)):
         raise ConfigError(
             f"ONNX Runtime's operator Attention has no {', '.join(dict.fromkeys(found))}.", "Export with --attention standard."

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from model.config import EncoderConfig
-from model.encoder import Encoder
+from model.build import Model
 from model.errors import GateError
+from model.kinds import ModelConfig
 from model.tokenizer import Batch
 
 
@@ -52,14 +52,14 @@ def batch_of(shape: tuple[int, int], vocabulary: int, seed: int, *, pairs: bool)
     return {"input_ids": ids * mask, "attention_mask": mask, **types}
 
 
-def batches(config: EncoderConfig, *, pairs: bool, seed: int = 0, single: bool = False) -> list[Batch]:
+def batches(config: ModelConfig, *, pairs: bool, seed: int = 0, single: bool = False) -> list[Batch]:
     """A batch for every shape of the grid, or only for those of a `single` text."""
     shapes = [shape for shape in grid(config.max_length) if shape[0] == 1 or not single]
     return [batch_of(shape, config.vocabulary, seed + number, pairs=pairs) for number, shape in enumerate(shapes)]
 
 
 @torch.no_grad()
-def compare(model: Encoder, predictor: Runs, *, pairs: bool, seed: int = 0, single: bool = False) -> Parity:
+def compare(model: Model, predictor: Runs, *, pairs: bool, seed: int = 0, single: bool = False) -> Parity:
     """Run both over the grid (or its `single` texts alone); the signal-to-noise ratio is that of each shape's logits."""
     worst, least, where = 0.0, math.inf, (0, 0)
     given = batches(model.config, pairs=pairs, seed=seed, single=single)

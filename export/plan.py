@@ -12,6 +12,7 @@ from export.audit import ATTENTION, SKIPS, Audit
 from export.profile_run import Profile
 from model.config import EncoderConfig
 from model.errors import GateError
+from model.kinds import ConvolutionConfig, ModelConfig, StaticConfig
 
 # The operators, any of which may stand for one activation or one norm.
 ACTIVATIONS = {"gelu": ("Gelu", "BiasGelu"), "gelu_tanh": ("Gelu", "BiasGelu", "FastGelu"), "silu": ("QuickGelu", "Silu", "Swish")}
@@ -22,6 +23,8 @@ NORMS = {
 
 # Nodes of a layer by its feed-forward network, and what positions add to it; of all that is no layer; and some to spare a layer.
 # A quantized linear adds one, the QuantizeLinear of its input.
+# Nodes of a model of tables: alone, what each length of n-grams or each tap adds, the way in which the table is stored, a vector's norm.
+STATIC, NGRAM, CONVOLUTION, TAP, STORED, VECTOR = 12, 11, 19, 2, {"fp32": 0, "fp16": 1, "int8": 3}, 6
 FEEDFORWARD, ROTATION, OUTSIDE, SPARE, PREFIX = {"mlp": 20, "glu": 22}, {"none": 0, "learned": 0, "rotary": 8}, 48, 2, 8
 
 FIRST = "layers.0.attention.qkv"  # the projection that may be folded into the embeddings
@@ -58,13 +61,16 @@ class Problem:
     broken: bool = True
 
 
-def plan_of(config: EncoderConfig, *, attention: str = "standard", precision: str = "fp32", folded: bool = False) -> Plan:
+def plan_of(config: ModelConfig, *, attention: str = "standard", precision: str = "fp32", folded: bool = False) -> Plan:
     """What `config` promises, exported with these options; `folded`: without the norm of the embeddings and the first projection.
 
     A file in fp16 or in int8 for TensorRT is for GPUs: SiLU and the products of attention become one node only there.
     """
     symmetric = config.quantization is not None and config.quantization.scheme == "tensorrt"
     here = precision == "fp32" and not symmetric
+    if not isinstance(config, EncoderConfig):
+        nodes = _table_nodes(config)
+        return Plan(0, {}, norm="", norms=0, scores=0, attention=0, nodes=nodes if here else None)
     dense = sum(layer.attention.kind == "dense" for layer in config.layers)
     kinds: Counter[str] = Counter(layer.feedforward.activation for layer in config.layers)
     quantized = len(set(config.quantization.linears) - ({FIRST} if folded else set())) if config.quantization else 0
@@ -88,6 +94,15 @@ def plan_of(config: EncoderConfig, *, attention: str = "standard", precision: st
 
 def _norms(config: EncoderConfig) -> int:
     return 1 + sum(1 + layer.attention_norm for layer in config.layers) + config.norm_first
+
+
+def _table_nodes(config: StaticConfig | ConvolutionConfig) -> int:
+    """Nodes at most of a model that looks its tokens up in tables."""
+    stored = STORED[config.quantization.embeddings if config.quantization else "fp32"]
+    outside = stored + (VECTOR if config.head.kind == "embedding" else 0)
+    if isinstance(config, ConvolutionConfig):
+        return outside + CONVOLUTION + TAP * config.taps
+    return outside + STATIC + NGRAM * (max(config.ngrams, default=1) - 1)
 
 
 def problems(plan: Plan, audit: Audit, profile: Profile | None = None, provider: str = "cpu") -> list[Problem]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from export.placement import arithmetic, device_seconds, placed
 from model.artifact import open_artifact
+from model.build import as_encoder
 from model.checkpoint import load_model
 from model.pretrained import to_transformers
 from model.tokenizer import Batch, open_tokenizer
@@ -76,13 +77,14 @@ def open_torch_predictor(
     artifact = open_artifact(path, "torch")
     torch.set_num_threads(threads)
     encoder = load_model(artifact.path, backbone)
-    named = "int8" if encoder.config.quantization else precision
+    quantized = encoder.config.quantization
+    named = "int8" if quantized and quantized.integers else precision
     length, task = encoder.config.max_length, encoder.config.head.kind
     if engine == "transformers":
         from transformers import AutoTokenizer
 
         tokenize = transformers_batches(AutoTokenizer.from_pretrained(artifact.path), task, length, typed=encoder.config.typed)
-        theirs = placed(to_transformers(encoder), provider, precision)
+        theirs = placed(to_transformers(as_encoder(encoder, artifact.path, "that transformers knows")), provider, precision)
         return TorchPredictor(theirs, tokenize, artifact.manifest.labels, engine, named, task, provider)
     ours = open_tokenizer(artifact.path, length, typed=encoder.config.typed)
 

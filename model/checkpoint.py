@@ -10,15 +10,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import EncoderConfig, read_config
+from model.build import Model, as_encoder, build
 from model.encoder import Encoder
 from model.errors import ArtifactError, ConfigError
+from model.kinds import ModelConfig, read_model
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
-def save_model(encoder: Encoder, directory: Path, labels: Sequence[str], backbone: str = "") -> None:
+def save_model(model: Model, directory: Path, labels: Sequence[str], backbone: str = "") -> None:
     """Write weights and configuration into `directory`, which exists; equal weights give equal bytes.
 
     With `backbone`, the digest of what the encoder was trained on, only its prefix and head (see model/backbone.py). Raises ConfigError
@@ -26,13 +27,13 @@ def save_model(encoder: Encoder, directory: Path, labels: Sequence[str], backbon
     """
     from model.backbone import is_own  # which opens models itself
 
-    write_config(directory, encoder.config, labels, "alambic", backbone)
-    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items() if not backbone or is_own(name)}
+    write_config(directory, model.config, labels, "alambic", backbone)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if not backbone or is_own(name)}
     save_file(tensors, directory / WEIGHTS)
 
 
-def load_model(directory: Path, backbone: Path | None = None) -> Encoder:
-    """The encoder in `directory`, on the CPU and in eval mode; one that was saved without its backbone, together with it.
+def load_model(directory: Path, backbone: Path | None = None) -> Model:
+    """The model in `directory`, on the CPU and in eval mode; one that was saved without its backbone, together with it.
 
     `backbone` is where that is now, None for where it was. Raises ArtifactError for a missing or unreadable file, for a backbone that is
     not there, and for a tensor that is missing, unknown, or not of the shape and type that config.json asks for.
@@ -41,17 +42,22 @@ def load_model(directory: Path, backbone: Path | None = None) -> Encoder:
 
     config = read_model_config(directory)
     with torch.random.fork_rng(devices=[]):  # the fresh weights leave no trace in the caller's random numbers
-        encoder = Encoder(config)
+        model = build(config)
     tensors = read_tensors(directory / WEIGHTS)
     if digest := backbone_of(directory):
         tensors |= backbone_tensors(directory, digest, backbone)
-    _compare(encoder.state_dict(), tensors, directory / WEIGHTS)
-    encoder.load_state_dict(tensors)
-    return encoder.eval()
+    _compare(model.state_dict(), tensors, directory / WEIGHTS)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def load_encoder(directory: Path, purpose: str, backbone: Path | None = None) -> Encoder:
+    """`load_model` where only an encoder will do; raises ConfigError that says what for (`purpose`: "to be pruned")."""
+    return as_encoder(load_model(directory, backbone), directory, purpose)
 
 
 def write_config(
-    directory: Path, config: EncoderConfig, labels: Sequence[str], model_type: Literal["alambic", "bert"], backbone: str = ""
+    directory: Path, config: ModelConfig, labels: Sequence[str], model_type: Literal["alambic", "bert"], backbone: str = ""
 ) -> None:
     """Write config.json: what transformers reads (`model_type`, the labels), and ours under "alambic"; `backbone` as in `save_model`.
 
@@ -73,8 +79,8 @@ def write_config(
     (directory / CONFIG).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_model_config(directory: Path) -> EncoderConfig:
-    """The encoder's configuration in `directory`/config.json.
+def read_model_config(directory: Path) -> ModelConfig:
+    """The model's configuration in `directory`/config.json.
 
     Raises ArtifactError if there is none, ConfigError if it cannot be.
     """
@@ -84,7 +90,7 @@ def read_model_config(directory: Path) -> EncoderConfig:
             f"{directory / CONFIG} has no part 'alambic': this is not a model of ours.",
             "A BERT-family checkpoint becomes one by `compress train DATA --base DIR --out OUT`.",
         )
-    return read_config(values["alambic"], f"encoder configuration in {directory / CONFIG}")
+    return read_model(values["alambic"], f"model configuration in {directory / CONFIG}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ shorthand is `{"count": 6, "attention": …, "feedforward": …}`, where a part 
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -25,6 +25,8 @@ from model.slots import (
     Positions,
     Slot,
 )
+
+T = TypeVar("T", bound=Slot)
 
 
 class LayerConfig(Slot):
@@ -151,6 +153,11 @@ class Quantization(Slot):
     def _of_before(cls, embeddings: Any) -> Any:
         return {True: "int8", False: "fp32"}[embeddings] if isinstance(embeddings, bool) else embeddings
 
+    @property
+    def integers(self) -> bool:
+        """Whether anything is int8."""
+        return bool(self.linears) or self.embeddings == "int8"
+
 
 class EncoderConfig(Slot):
     """A text encoder with its head; `model.encoder.Encoder` builds it.
@@ -163,6 +170,7 @@ class EncoderConfig(Slot):
     output projection, feed-forward network and norms then run on one row a text.
     """
 
+    kind: Literal["encoder"] = "encoder"
     vocabulary: int = Field(ge=1)
     width: int = Field(ge=1)
     embedding_width: int | None = Field(default=None, ge=1)
@@ -214,8 +222,10 @@ class EncoderConfig(Slot):
         head = self.head
         if self.norm.kind == "batchnorm" and (head.kind == "masked" or getattr(head, "hidden_norm", False)):
             raise ValueError(f"a {head.kind} head with a norm, but batchnorm cannot be that norm: choose layernorm or rmsnorm")
-        if head.kind == "masked" and head.tied and self.quantization and self.quantization.embeddings != "fp32":
-            raise ValueError("the token table is what a tied masked head answers with, so it cannot be int8: quantize with embeddings fp32")
+        stored = self.quantization.embeddings if self.quantization else "fp32"
+        if head.kind == "masked" and head.tied and stored != "fp32":
+            what = f"the token table is what a tied masked head answers with, so it cannot be {stored}"
+            raise ValueError(f"{what}: quantize with embeddings fp32")
         return self
 
     def _pools_early(self) -> None:
@@ -272,6 +282,16 @@ class EncoderConfig(Slot):
         """Width of the embedding tables."""
         return self.embedding_width or self.width
 
+    @property
+    def table(self) -> str:
+        """Name of the module that is the token table."""
+        return "embeddings.tokens"
+
+    @property
+    def vector_width(self) -> int:
+        """Width of the vectors that an embedding head gives."""
+        return self.width
+
     def changed(self, **fields: Any) -> "EncoderConfig":
         """A copy with `fields` replaced, validated again."""
         return read_config({**self.model_dump(), **fields})
@@ -292,8 +312,13 @@ def _with_head_width(layer: Any, width: Any) -> Any:
 
 def read_config(values: dict[str, Any], what: str = "encoder configuration") -> EncoderConfig:
     """Validate `values`; raises ConfigError with every problem on one line."""
+    return validated(EncoderConfig, values, what)
+
+
+def validated(kind: type[T], values: dict[str, Any], what: str) -> T:
+    """`values` as a configuration of `kind`; raises ConfigError with every problem on one line."""
     try:
-        return EncoderConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"Impossible {what}: {problems(error)}.", "`compress options` lists the slots and their parameters.") from None
 

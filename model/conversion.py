@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from model.build import Model, as_encoder
 from model.encoder import Encoder, normed
 from model.errors import ConfigError
 from model.positions import LearnedPositions
@@ -76,8 +77,11 @@ def with_activation(encoder: Encoder, activation: str) -> Encoder:
     return rebuilt(encoder, layers=layers)
 
 
-def reshaped(encoder: Encoder, early_pooling: bool, positions_after_norm: bool, activation: str | None) -> Encoder:
-    """`encoder` in a form that answers sooner, as far as one is asked for, with the weights that it has."""
+def reshaped(model: Model, early_pooling: bool, positions_after_norm: bool, activation: str | None) -> Model:
+    """`model` in a form that answers sooner, as far as one is asked for, with the weights that it has; only an encoder has another."""
+    if not (early_pooling or positions_after_norm or activation):
+        return model
+    encoder = as_encoder(model, "This", "of another form")
     if early_pooling:
         encoder = rebuilt(encoder, early_pooling=True)
     if positions_after_norm:

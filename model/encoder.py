@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import ATTENTIONS
 from model.attention_linformer import LinformerAttention
-from model.config import EncoderConfig, LayerConfig, Quantization
+from model.config import EncoderConfig, LayerConfig
 from model.errors import ConfigError
 from model.feedforward import FEEDFORWARDS
 from model.heads import HEADS, POOLINGS
@@ -22,7 +22,7 @@ from model.masks import attention_bias, no_bias
 from model.norms import NORMS, BatchNorm
 from model.positions import POSITIONS, LearnedPositions
 from model.positions_relative import RELATIONS, BucketPositions, RelativePositions
-from model.quantized import EMBEDDINGS, QuantizedLinear
+from model.quantized import make_room
 
 LONG, HEADS_AT_ONCE = 2048, 2  # for longer texts so many heads are mixed at once in exported graphs (see model/attention_base.py)
 
@@ -143,7 +143,7 @@ class Encoder(nn.Module):
         self.head = HEADS[config.head.kind](config.head, config, partial(NORMS[config.norm.kind], config.norm))
         initialise(self)
         if config.quantization:
-            _make_room(self, config.quantization)
+            make_room(self, config.quantization, config.table)
 
     def forward(
         self,
@@ -218,15 +218,3 @@ def initialise(encoder: nn.Module) -> None:
         if isinstance(module, LinformerAttention):
             # Mixtures are then as large as what they are mixed of (Wang et al. 2020, §3: a random projection).
             nn.init.normal_(module.projections, std=module.projections.shape[-1] ** -0.5)
-
-
-def _make_room(encoder: Encoder, quantization: Quantization) -> None:
-    """Put empty int8 modules where `quantization` says, for a saved state to be loaded into."""
-    linears = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
-    for name in quantization.linears:
-        if name not in linears:
-            raise ConfigError(f"There is no linear module {name!r} to quantize.", f"The linear modules are: {', '.join(linears)}.")
-        encoder.set_submodule(name, QuantizedLinear(linears[name].in_features, linears[name].out_features, quantization.scheme))
-    if quantization.embeddings != "fp32":
-        table = EMBEDDINGS[quantization.embeddings](encoder.config.vocabulary, encoder.config.table_width)
-        encoder.set_submodule("embeddings.tokens", table)

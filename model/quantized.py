@@ -1,14 +1,19 @@
-"""Frozen int8 modules, in the form that ONNX Runtime's CPU provider or TensorRT computes with integers.
+"""Frozen modules: tables in fp16, and int8 in the form that ONNX Runtime's CPU provider or TensorRT computes with integers.
 
 Weights are int8 with one scale a row, activations have one scale a tensor. For the CPU they are uint8 with a zero point (int8
 activations or uint8 weights fall back to float or to slower kernels), for TensorRT int8 around zero, the only form that it takes. The
 operators of `quantized_decomposed` compute the same in torch and become QuantizeLinear and DequantizeLinear when exported.
 """
 
+from typing import Any
+
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from model.config import Quantization
+from model.errors import ConfigError
 
 BYTES = {"cpu": (0, 255, torch.uint8), "tensorrt": (-128, 127, torch.int8)}  # of activations, by scheme: least, most, type
 
@@ -116,3 +121,18 @@ class QuantizedEmbedding(nn.Module):
 
 # How a table may be stored, besides fp32.
 EMBEDDINGS: dict[str, type[QuantizedEmbedding] | type[HalfEmbedding]] = {"int8": QuantizedEmbedding, "fp16": HalfEmbedding}
+
+
+def make_room(model: nn.Module, quantization: Quantization, table: str) -> None:
+    """Put empty modules where `quantization` says, for a saved state to be loaded into; `table` is the name of the token table.
+
+    Raises ConfigError for a linear that does not exist.
+    """
+    known = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for name in quantization.linears:
+        if name not in known:
+            raise ConfigError(f"There is no linear module {name!r} to quantize.", f"The linear modules are: {', '.join(known)}.")
+        model.set_submodule(name, QuantizedLinear(known[name].in_features, known[name].out_features, quantization.scheme))
+    if quantization.embeddings in EMBEDDINGS:
+        whole: Any = model.get_submodule(table)
+        model.set_submodule(table, EMBEDDINGS[quantization.embeddings](whole.num_embeddings, whole.embedding_dim))

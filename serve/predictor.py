@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from model.artifact import open_artifact
-from model.config import EncoderConfig, read_config
 from model.errors import ArtifactError, ConfigError
+from model.kinds import ModelConfig, read_model
 from model.tokenizer import Batch, Tokenizer, open_tokenizer
 from serve.sessions import Later, open_session
 from serve.tasks import DECODERS, OUTPUTS, Answer, batch_for, outputs_by_text, stacked
@@ -107,11 +107,13 @@ def open_predictor(
     return unsealed_predictor(artifact.path, artifact.manifest.labels, provider, threads, allow_fallback, settings)
 
 
-def read_encoder(directory: Path) -> tuple[EncoderConfig, str]:
+def read_encoder(directory: Path) -> tuple[ModelConfig, str]:
     """The encoder's configuration in the directory of a model, and the precision of its file: "int8", "fp16" or "fp32"."""
     content = json.loads((directory / "config.json").read_bytes())
-    config = read_config(content["alambic"], f"encoder configuration in {directory / 'config.json'}")
-    return config, "int8" if config.quantization else "fp16" if content.get("dtype") == "float16" else "fp32"
+    config = read_model(content["alambic"], f"model configuration in {directory / 'config.json'}")
+    if config.quantization and config.quantization.integers:
+        return config, "int8"
+    return config, "fp16" if content.get("dtype") == "float16" else "fp32"
 
 
 def unsealed_predictor(
@@ -129,7 +131,7 @@ def unsealed_predictor(
         _runs_int8(directory, config, provider)
     task = config.head.kind
     labels = names_of(config, tokenizer, labels)
-    width = config.width if task == "embedding" else len(labels)
+    width = config.vector_width if task == "embedding" else len(labels)
 
     def batched() -> tuple[Any, str, frozenset[str]]:
         session, used = open_session(directory / GRAPH, provider, threads, allow_fallback, settings=settings)
@@ -147,7 +149,7 @@ def unsealed_predictor(
     return OrtPredictor(session, inputs, tokenizer, tuple(labels), used, precision, task, single=single)
 
 
-def names_of(config: EncoderConfig, tokenizer: Tokenizer, labels: Sequence[str]) -> tuple[str, ...]:
+def names_of(config: ModelConfig, tokenizer: Tokenizer, labels: Sequence[str]) -> tuple[str, ...]:
     """What the columns of a model's outputs are called: the `labels`, or the tokens where it is a masked language model."""
     if config.head.kind != "masked":
         return tuple(labels)
@@ -201,7 +203,7 @@ def predict(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | N
     return [decode(row, predictor.labels, text) for row, text in zip(scores(predictor, texts, pairs, batch_size), texts, strict=True)]
 
 
-def _runs_int8(directory: Path, config: EncoderConfig, provider: str) -> None:
+def _runs_int8(directory: Path, config: ModelConfig, provider: str) -> None:
     """Raise ConfigError if the linears are quantized and `provider` has no kernels for their scheme."""
     quantization = config.quantization
     if provider == "cpu" or not quantization or not quantization.linears or (provider, quantization.scheme) == ("tensorrt", "tensorrt"):

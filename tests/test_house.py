@@ -24,6 +24,7 @@ ENGINES = HEAVY | {"matplotlib", "onnx", "onnxruntime", "pandas", "pyarrow", "sk
 TORCH_FREE = [
     "model.errors",
     "model.config",
+    "model.kinds",
     "model.artifact",
     "model.tokenizer",
     *(f"serve.{path.stem}" for path in sorted((ROOT / "serve").glob("*.py")) if path.stem != "__init__"),

@@ -1,13 +1,16 @@
-"""Teach a shallower student what the teacher knows.
+"""Teach a smaller student what the teacher knows.
 
 The student starts from layers of the teacher's own (all of their heads and neurons, or those that matter most to the teacher), from
-those of a base of its own, or it is a student that is there already and goes on.
+those of a base of its own, or it is a student that is there already and goes on. One without layers starts from a table of tokens.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from compress.bases import head_of, start
 from compress.config import DistillOptions
@@ -17,18 +20,21 @@ from compress.importance import taylor
 from compress.losses import supervised
 from compress.progress import bar, say
 from compress.pruning import check_heads, counts, prune_by
-from compress.sources import Source, place_of
+from compress.sources import Source, place_of, student_values
 from compress.stage import Result, Workspace
-from compress.students import inherit, layer_map
+from compress.students import from_table, inherit, layer_map
 from compress.tasks import labels_agree
 from compress.teachers import Teacher, open_teacher
 from compress.teaching import Texts, lessons, refuse_tokens, texts_for
 from compress.training import prepare, tokenize, train
 from compress.vocabularies import moved, own_tokenizer, texts_of
+from model.build import Model, as_encoder, build
 from model.checkpoint import load_model, save_model
+from model.config import EncoderConfig
 from model.conversion import convert_attention, read_attention, reshaped
 from model.encoder import Encoder
 from model.errors import ConfigError
+from model.kinds import read_model
 from model.tokenizer import Tokenizer, open_tokenizer
 
 
@@ -39,7 +45,8 @@ def run(options: DistillOptions, sources: Mapping[str, Source], data: Data, work
     texts = texts_for(options, data, teacher.task, teacher.labels, teacher.path, sources.get("generator"))
     student, tokenizer, layers, whose = _student(teacher, sources, texts, data, options)
     if options.attention:
-        student = convert_attention(student, [read_attention(text) for text in options.attention])
+        kinds = [read_attention(text) for text in options.attention]
+        student = convert_attention(as_encoder(student, "The student", "with attention"), kinds)
     if options.vocabulary is not None:
         refuse_tokens(teacher.task, options)
         read = chain(texts_of(data.splits["train"]), *texts.others)
@@ -48,7 +55,8 @@ def run(options: DistillOptions, sources: Mapping[str, Source], data: Data, work
         say(f"  a vocabulary of its own: {tokenizer.vocabulary:,} pieces")
     student = reshaped(student, options.early_pooling, options.positions_after_norm, options.activation)
     corpus, objective = lessons(student, tokenizer, teacher, texts, options)
-    say(f"  a student of {whose} layers {', '.join(map(str, layers))} learns on {len(corpus):,} texts for {options.epochs:g} passes")
+    what = f"student of {whose} layers {', '.join(map(str, layers))}" if layers else f"{student.config.kind} student"
+    say(f"  a {what} learns on {len(corpus):,} texts for {options.epochs:g} passes")
     with bar("distilling") as progress:
         trained = train(student, corpus, objective, options, workspace.work, progress)
     save_model(student, workspace.artifact, teacher.labels)
@@ -59,19 +67,22 @@ def run(options: DistillOptions, sources: Mapping[str, Source], data: Data, work
 
 def _student(
     teacher: Teacher, sources: Mapping[str, Source], texts: Texts, data: Data, options: DistillOptions
-) -> tuple[Encoder, Tokenizer, list[int], str]:
-    """The student, its tokenizer, the layers that it starts from, and whose they are."""
+) -> tuple[Model, Tokenizer, list[int], str]:
+    """The student, its tokenizer, the layers that it starts from (none of a student that has no layers), and whose they are."""
     base, student = sources.get("base"), sources.get("student")
-    if base and student:
+    if base and student and student.artifact:
         raise ConfigError("Both --base and --student are given.", "A student starts from one of them: leave the other out.")
     if (base or student) and (options.heads or options.neurons):
         which = "--base" if base else "--student"
         raise ConfigError(f"--heads and --neurons choose among the teacher's own; {which} is given.", "Use `compress prune` afterwards.")
+    if student and student.artifact is None:
+        return *_of_tables(student, teacher, base, options), [], ""
     if student:
         return *_going_on(student, place_of(sources), data, options), "its own"
     if base:
         tokenizer = open_tokenizer(base.path, options.max_length)
-        model = start(base, tokenizer, head_of(teacher.task, len(teacher.labels), "mean"), options.dropout)
+        started = start(base, tokenizer, head_of(teacher.task, len(teacher.labels), "mean"), options.dropout)
+        model = as_encoder(started, base.path, "to start from")
         layers = layer_map(options.depth, len(model.config.layers))
         return inherit(model, layers, options.dropout), replace(tokenizer, typed=model.config.typed), layers, "its base's"
     if teacher.model is None:
@@ -87,16 +98,37 @@ def _student(
     return model, tokenizer, layers, "the teacher's"
 
 
-def _going_on(source: Source, backbone: Path | None, data: Data, options: DistillOptions) -> tuple[Encoder, Tokenizer, list[int]]:
+def _going_on(source: Source, backbone: Path | None, data: Data, options: DistillOptions) -> tuple[Model, Tokenizer, list[int]]:
     """A student that is there already; its depth is its own."""
     manifest = source.model.manifest
     labels_agree(manifest.labels, data, manifest.task)
     found = load_model(source.path, backbone)
     if found.config.quantization:
         raise ConfigError(f"{source.path} is quantized already.", "Give the student that it was made from.")
+    if not isinstance(found, Encoder):
+        again = build(found.config if options.dropout is None else found.config.changed(dropout=options.dropout))
+        again.load_state_dict(found.state_dict())
+        return again, open_tokenizer(source.path, options.max_length), []
     layers = list(range(len(found.config.layers)))
     model = inherit(found, layers, options.dropout)
     return model, open_tokenizer(source.path, options.max_length, typed=model.config.typed), layers
+
+
+def _of_tables(source: Source, teacher: Teacher, base: Source | None, options: DistillOptions) -> tuple[Model, Tokenizer]:
+    """A student without layers; its token rows begin with those of the base, or of the teacher, where that shows them."""
+    tokenizer = open_tokenizer((base or teacher).path, options.max_length)
+    head = head_of(teacher.task, len(teacher.labels), "mean")
+    given: dict[str, Any] = {"vocabulary": tokenizer.vocabulary, "max_length": tokenizer.max_length, "head": head}
+    if options.dropout is not None:
+        given["dropout"] = options.dropout
+    if teacher.task == "embedding" and teacher.model:
+        given["vector"] = teacher.model.config.vector_width
+    config = read_model({**student_values(source), **given}, f"student {source.name}")
+    if isinstance(config, EncoderConfig):
+        raise ConfigError(f"{source.name} is the configuration of an encoder.", "Give it to `compress train` and the result as --base.")
+    origin = teacher.model if base is None else as_encoder(start(base, tokenizer, head, None), base.path, "to start from")
+    rows = None if origin is None else origin.embeddings.tokens(torch.arange(tokenizer.vocabulary)).detach()
+    return from_table(config, rows), tokenizer
 
 
 def _smaller(student: Encoder, teacher: Encoder, layers: list[int], tokenizer: Tokenizer, texts: Texts, options: DistillOptions) -> Encoder:

@@ -19,7 +19,9 @@ from export.half import to_half
 from export.ort_attention import with_ort_attention
 from export.sharing import share_weights
 from model.artifact import Artifact
+from model.build import Model, as_encoder, as_run
 from model.checkpoint import load_model, write_config
+from model.config import EncoderConfig
 from model.encoder import Encoder
 from model.errors import ConfigError
 from model.tokenizer import open_tokenizer
@@ -34,13 +36,14 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
     """See compress.stage."""
     source = sources["model"].model
     with bar("exporting") as progress:
-        model = load_model(source.path, place_of(sources))
+        model = as_run(load_model(source.path, place_of(sources)))
         labels, pairs = source.manifest.labels, _takes_pairs(source, model)
         file, single = workspace.artifact / GRAPH, workspace.artifact / SINGLE
         folded = _folds(options, model, pairs)
         written = with_ort_attention(model) if options.attention == "ort" else clamp(model)
         if folded:
-            written = fold(written, model.config.quantization.embeddings if model.config.quantization else "fp32")
+            stored = model.config.quantization.embeddings if model.config.quantization else "fp32"
+            written = fold(as_encoder(written, source.path, "to fold"), stored)
         opset = options.opset or opset_for(model)
         export_graph(written, file, opset=opset, pairs=pairs)
         promised = plan.plan_of(model.config, attention=options.attention, precision=options.precision, folded=folded)
@@ -86,8 +89,12 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
     return Result(source.manifest.task, labels, metrics)
 
 
-def _folds(options: ExportOptions, model: Encoder, pairs: bool) -> bool:
+def _folds(options: ExportOptions, model: Model, pairs: bool) -> bool:
     """Whether the embeddings and the first projection become one table; raises ConfigError if they should and cannot."""
+    if not isinstance(model, Encoder):
+        if options.fold == "always":
+            raise ConfigError(f"--fold always is for encoders; a {model.config.kind} model is a table already.", "Leave --fold at auto.")
+        return False
     if options.fold == "never" or (options.fold == "auto" and not (model.config.positions_after_norm and model.config.folds)):
         return False
     kept = "pairs, whose tokens have two types" if pairs else "" if options.attention == "standard" else "ONNX Runtime's own Attention"
@@ -107,26 +114,26 @@ def _parity(found: parity.Parity) -> dict[str, Any]:
     }
 
 
-def _takes_pairs(source: Artifact, model: Encoder) -> bool:
+def _takes_pairs(source: Artifact, model: Model) -> bool:
     """Whether the graph needs to be told which text a token is of."""
     together = model.config.head.kind != "embedding"  # which takes the texts of a pair one by one
     return together and bool((source.manifest.data or {}).get("pairs")) and model.config.typed
 
 
-def _describe(model: Encoder, workspace: Workspace, labels: list[str], precision: str) -> None:
-    """config.json as transformers and Optimum read it: sizes, labels and type under the names of BERT, ours beside them."""
-    write_config(workspace.artifact, model.config, labels, "bert")
+def _describe(model: Model, workspace: Workspace, labels: list[str], precision: str) -> None:
+    """config.json as transformers and Optimum read it: an encoder's sizes, labels and type under the names of BERT, ours beside them."""
+    config = model.config
+    write_config(workspace.artifact, config, labels, "bert" if isinstance(config, EncoderConfig) else "alambic")
     path = workspace.artifact / "config.json"
-    attention = model.config.layers[0].attention
-    sizes = {
-        "vocab_size": model.config.vocabulary,
-        "hidden_size": model.config.width,
-        "num_hidden_layers": len(model.config.layers),
-        "num_attention_heads": attention.heads,
-        "max_position_embeddings": model.config.max_length,
-        "type_vocab_size": model.config.token_types,
+    sizes: dict[str, Any] = {
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "max_position_embeddings": config.max_length,
         "dtype": {"fp32": "float32", "fp16": "float16"}[precision],
     }
+    if isinstance(config, EncoderConfig):
+        layers = {"num_hidden_layers": len(config.layers), "num_attention_heads": config.layers[0].attention.heads}
+        sizes |= {**layers, "type_vocab_size": config.token_types}
     problem = PROBLEMS.get(model.config.head.kind)
     values = json.loads(path.read_bytes()) | sizes | ({"problem_type": problem} if problem else {})
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

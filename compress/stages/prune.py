@@ -14,7 +14,7 @@ from compress.tasks import labels_agree, quality_words
 from compress.teachers import open_teacher
 from compress.teaching import lessons, texts_for
 from compress.training import prepare, tokenize, train
-from model.checkpoint import load_model, save_model
+from model.checkpoint import load_encoder, save_model
 from model.errors import ConfigError
 from model.tokenizer import open_tokenizer
 
@@ -26,7 +26,7 @@ def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, worksp
     labels = source.manifest.labels
     task = labels_agree(labels, data, source.manifest.task)
     prepare(options)
-    model = load_model(source.path, backbone)
+    model = load_encoder(source.path, "to be pruned", backbone)
     if model.config.quantization:
         raise ConfigError(f"{source.path} is quantized already.", "Prune before you quantize.")
     heads = counts(options.heads, [layer.attention.heads for layer in model.config.layers], "heads")

@@ -13,6 +13,7 @@ from compress.tasks import labels_agree
 from compress.teachers import open_teacher
 from compress.teaching import lessons, material, texts_for, whole
 from compress.training import prepare, tokenize, train
+from model.build import as_run
 from model.checkpoint import load_model, save_model
 from model.errors import ConfigError
 from model.tokenizer import open_tokenizer
@@ -25,18 +26,22 @@ def run(options: QuantizeOptions, sources: Mapping[str, Source], data: Data, wor
     labels = source.manifest.labels
     task = labels_agree(labels, data, source.manifest.task)
     prepare(options)
-    model = load_model(source.path, backbone)
+    model = as_run(load_model(source.path, backbone))
     if model.config.quantization:
         raise ConfigError(f"{source.path} is quantized already.", "Give the model that it was made from.")
     names = linears(model, options.keep)
+    if not names and (options.method == "qat" or options.scheme == "tensorrt"):
+        what = f"A {model.config.kind} model has no linears of layers to make int8; its table is rounded as it is, for the CPU."
+        raise ConfigError(what, "Leave --method and --scheme out.")
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
     teacher = open_teacher(sources["teacher"], data, backbone) if "teacher" in sources else None
     texts = texts_for(options, data, task, labels, source.path, sources.get("generator"))
-    corpus = whole(material(tokenizer, texts, taught=teacher is not None or bool(texts.others)))
-    say(f"  {len(names)} linears to int8, ranges from {min(options.calibration_texts, len(corpus)):,} texts")
     watched = observed(model, names, options.scheme)
-    with bar("calibrating") as progress:
-        calibrate(watched, corpus.subset(options.calibration_texts, options.seed).passing(options.batch_size, progress))
+    if names:
+        corpus = whole(material(tokenizer, texts, taught=teacher is not None or bool(texts.others)))
+        say(f"  {len(names)} linears to int8, ranges from {min(options.calibration_texts, len(corpus)):,} texts")
+        with bar("calibrating") as progress:
+            calibrate(watched, corpus.subset(options.calibration_texts, options.seed).passing(options.batch_size, progress))
     trained = None
     if options.method == "qat":
         corpus, objective = lessons(watched, tokenizer, teacher, texts, options)

@@ -19,9 +19,9 @@ from compress.stage import Result, Workspace
 from compress.tasks import labels_of, trainable
 from compress.training import prepare, tokenize, train
 from compress.vocabularies import moved, own_tokenizer, texts_of
+from model.build import Model, as_encoder
 from model.checkpoint import save_model
 from model.conversion import convert_attention, read_attention, rebuilt
-from model.encoder import Encoder
 from model.errors import ConfigError
 from model.tokenizer import Tokenizer, open_tokenizer
 
@@ -36,9 +36,10 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
     prepare(options)
     model, tokenizer = _begin(options, sources, head_of(task, len(labels), options.pooling), data, workspace)
     if options.attention:
-        model = convert_attention(model, [read_attention(text) for text in options.attention])
+        kinds = [read_attention(text) for text in options.attention]
+        model = convert_attention(as_encoder(model, sources["base"].path, "with attention"), kinds)
     if options.early_pooling:
-        model = rebuilt(model, early_pooling=True)
+        model = rebuilt(as_encoder(model, sources["base"].path, "to pool early in"), early_pooling=True)
     tokenizer = replace(tokenizer, typed=model.config.typed)
     corpus = tokenize(tokenizer, data.splits["train"], task, labels)
     if task == "regression":  # start from the mean, which takes many small steps to reach
@@ -51,7 +52,7 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
         lesson = masking_for(task, tokenizer, corpus.encodings, **settings, generator=generator)
         corpus = replace(corpus, lesson=lesson)
     if options.prefix:
-        model = with_prefix(model, options.prefix)
+        model = with_prefix(as_encoder(model, sources["base"].path, "with a prefix"), options.prefix)
         first = corpus.subset(options.batch_size, options.seed)
         start_from_tokens(model, first.batch(list(range(len(first)))), options.seed)
     size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -85,7 +86,7 @@ def _check_prefix(options: TrainOptions, base: Source) -> None:
 
 def _begin(
     options: TrainOptions, sources: Mapping[str, Source], head: dict[str, Any], data: Data, workspace: Workspace
-) -> tuple[Encoder, Tokenizer]:
+) -> tuple[Model, Tokenizer]:
     """The base with its tokenizer, or with one trained on the texts, for which a base with weights gets fitting embeddings."""
     base, given = sources["base"], sources.get("tokenizer")
     if options.vocabulary is None:

@@ -94,7 +94,7 @@ FILES = [
     ("config.json", b"\xff\xfe", "config.json cannot be read"),
     ("config.json", b"[]", "holds a list, not a JSON object"),
     ("config.json", b'{"model_type": "bert"}', "has no part 'alambic': this is not a model of ours"),
-    ("config.json", b'{"alambic": {"width": 0}}', r"Impossible encoder configuration in .*width: .*greater than or equal to 1"),
+    ("config.json", b'{"alambic": {"width": 0}}', r"Impossible model configuration in .*width: .*greater than or equal to 1"),
 ]
 
 
