@@ -337,8 +337,9 @@ def _protocol(
     waiting = {name: float(np.median(one.waited)) for name, one in samples.items() if one.waited and name != TWIN}
     if max(waiting.values(), default=0) > BUSY:
         most, least = max(waiting, key=lambda name: waiting[name]), min(waiting, key=lambda name: waiting[name])
+        besides = f", {least} during {waiting[least]:.0%}" if len(waiting) > 1 else ""
         notes.append(
-            f"The machine was busy: {most} waited for a core during {waiting[most]:.0%} of its time, {least} during {waiting[least]:.0%}. "
+            f"The machine was busy: {most} waited for a core during {waiting[most]:.0%} of its time{besides}. "
             "Long runs wait more than short ones, so speed-ups are off by up to that much: measure again where nothing else runs."
         )
     narrow = _narrow(samples, baselines, plan)

@@ -149,6 +149,8 @@ def test_a_machine_on_which_long_runs_waited_is_told_of() -> None:
     assert protocol["waiting"] == {"teacher": 0.01, "copy": 0.01, "student": 0.01} and protocol["notes"] == []
     (note,) = run([way("teacher", ms=10.0, waited=0.55), way("student", ms=0.5, waited=0.02)])["protocol"]["notes"]
     assert note.startswith("The machine was busy: teacher waited for a core during 55% of its time, student during 2%. Long runs wait more")
+    (note,) = run([way("teacher", waited=0.32)])["protocol"]["notes"]
+    assert note.startswith("The machine was busy: teacher waited for a core during 32% of its time. Long")
     assert run([way("teacher", waited=None), way("student", waited=None)])["protocol"]["waiting"] == {}
 
 
