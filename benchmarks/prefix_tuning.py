@@ -23,8 +23,8 @@ from model.artifact import open_artifact
 from serve.predictor import open_predictor, scores
 
 QUICK: dict[str, dict[str, Any]] = {
-    "full": {"learning-rate": 1e-4, "epochs": 2},
-    "prefix 16": {"prefix": 16, "learning-rate": 1e-2, "epochs": 4},
+    "full": {"learning-rate": 1e-4, "epochs": 2, "train-texts": 1500},
+    "prefix 16": {"prefix": 16, "learning-rate": 1e-2, "epochs": 4, "train-texts": 1500},
 }
 WAYS: dict[str, dict[str, Any]] = {
     "full": {"learning-rate": 1e-4, "epochs": 4},
@@ -63,7 +63,7 @@ def measure(name: str, given: dict[str, Any], data: str, folder: Path) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one length of prefix and fewer passes")
+    parser.add_argument("--quick", action="store_true", help="one length of prefix, fewer texts and passes")
     parser.add_argument("--data", default="intents-en", help="built-in set, file or folder with class labels and single texts")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     given = parser.parse_args()
