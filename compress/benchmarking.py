@@ -20,7 +20,7 @@ from compress.disagreements import disagreements
 from compress.quality import comparison, quality, retrieval
 from compress.statistics import Floats, bootstrap, median, noise_floor, quantile, speedup, verdict
 from compress.sweep import sweep
-from compress.tasks import TASKS
+from compress.tasks import PRETRAINING, TASKS
 from compress.ways import Way
 from model.errors import AlambicError, ConfigError, EnvironmentProblem
 from serve.machine import usable_cores
@@ -230,6 +230,8 @@ def _check(ways: Sequence[Way], texts: Sequence[str], truth: Any, plan: Plan, ba
 
 def _order(name: str, labels: Sequence[str], names: Sequence[str]) -> list[int]:
     """For each of the data's `names` its number among the model's labels; raises ConfigError if they are other labels."""
+    if not names:  # vectors, or the tokens of a vocabulary
+        return []
     if sorted(labels) != sorted(names):
         raise ConfigError(
             f"{name} knows the labels {', '.join(labels)}, but the data has {', '.join(names)}.",
@@ -282,6 +284,9 @@ class _Questions:
         def scores(texts: list[str], pairs: list[str] | None) -> NDArray[Any]:
             return unpacked(worker.ask("scores", texts=texts, pairs=pairs, batch=self.plan.batch)["logits"])
 
+        if self.task in PRETRAINING:
+            lessons = [{"ids": one.ids, "places": one.places, "right": one.right} for one in self.truth]
+            return unpacked(worker.ask("lessons", lessons=lessons, batch=self.plan.batch)["outputs"]), {}
         if TASKS[self.task].apart and self.pairs is not None:
             first, second = (scores(side, None) for side in (self.texts, self.pairs))
             cosines: NDArray[Any] = (first * second).sum(axis=1, keepdims=True)

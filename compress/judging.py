@@ -21,6 +21,19 @@ POINTS = 300  # texts of a scatter
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """A text with words hidden or exchanged: its `ids`, the `places` among them that are asked about, and what is `right` at each.
+
+    That is the token that was there (masked), or 1 where another was (replaced). `tokens` are the names of all ids.
+    """
+
+    ids: list[int]
+    places: list[int]
+    right: list[int]
+    tokens: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Answers:
     """Of n texts what a model answers, what is right (equal where the answer is), and the probability of its least sure decision [n]."""
 
@@ -61,6 +74,32 @@ def tag_answers(logits: Array, truth: Sequence[Sequence[int]], labels: Sequence[
     return Answers(found, right, np.array(sure))
 
 
+def mask_answers(outputs: Array, truth: Sequence[Lesson], labels: Sequence[str]) -> Answers:
+    """Tuples of the likeliest token in each place."""
+    found, right, sure = [], [], []
+    for rows, lesson in zip(outputs, truth, strict=True):
+        rows = rows[: len(lesson.places)]
+        given, real = rows[:, 2].astype(np.int64).tolist(), lesson.right
+        found.append(tuple(lesson.tokens[number] if number < len(lesson.tokens) else "" for number in given))
+        right.append(tuple(lesson.tokens[number] for number in real))
+        sure.append(float(np.exp(rows[:, 1].min(initial=0))))
+    return Answers(found, right, np.array(sure))
+
+
+def replacement_answers(outputs: Array, truth: Sequence[Lesson], labels: Sequence[str]) -> Answers:
+    """Tuples of the tokens that were replaced."""
+    found: list[tuple[str, ...]] = []
+    right: list[tuple[str, ...]] = []
+    sure = []
+    for rows, lesson in zip(outputs, truth, strict=True):
+        rows = rows[: len(lesson.places)]
+        names = [lesson.tokens[lesson.ids[place]] for place in lesson.places]
+        for answers, there in ((found, rows[:, 0] > 0), (right, rows[:, 1] > 0.5)):
+            answers.append(tuple(name for name, one in zip(names, there, strict=True) if one))
+        sure.append(float(sigmoid(np.abs(rows[:, 0])).min(initial=1)))
+    return Answers(found, right, np.array(sure))
+
+
 # Numbers of a text, [n, k], of which a score is made; `total` takes them of resampled texts, [r, n, k], and gives the scores [r].
 
 
@@ -82,6 +121,18 @@ def entity_counts(logits: Array, truth: Sequence[Sequence[int]], labels: Sequenc
     return np.array([[len(mine & real), len(mine) + len(real)] for mine, real in sides], np.float64)
 
 
+def mask_counts(outputs: Array, truth: Any, labels: Sequence[str]) -> Floats:
+    """[n, 2]: hidden tokens that are found; all that were hidden."""
+    known = ~np.isnan(outputs[:, :, 0])
+    return np.stack([(known & (outputs[:, :, 0] >= outputs[:, :, 1])).sum(axis=1), known.sum(axis=1)], axis=1).astype(np.float64)
+
+
+def replacement_counts(outputs: Array, truth: Any, labels: Sequence[str]) -> Floats:
+    """[n, 2]: replaced tokens that are found; tokens found and tokens replaced, added."""
+    found, right = outputs[:, :, 0] > 0, outputs[:, :, 1] > 0.5  # no place is NaN: neither
+    return np.stack([(found & right).sum(axis=1), found.sum(axis=1) + right.sum(axis=1)], axis=1).astype(np.float64)
+
+
 def places(outputs: Array, truth: Array, labels: Sequence[str]) -> Floats:
     """[n, 2]: the place of a text's answer among all, from 0, and of its score; equal values have one place."""
     return np.stack([np.unique(side, return_inverse=True)[1] for side in (outputs[:, 0], np.asarray(truth))], axis=1).astype(np.float64)
@@ -91,6 +142,12 @@ def share(numbers: Floats) -> Floats:
     """Accuracy of `right_or_wrong`."""
     total: Floats = numbers[:, :, 0].mean(axis=1)
     return total
+
+
+def part(numbers: Floats) -> Floats:
+    """Of two counts a text the first's share in the second, over all texts; 0 where there is nothing."""
+    sums = numbers.sum(axis=1)
+    return np.where(sums[:, 1] > 0, sums[:, 0] / np.maximum(sums[:, 1], 1), 0.0)
 
 
 def overlap(numbers: Floats) -> Floats:

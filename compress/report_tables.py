@@ -12,7 +12,7 @@ Report = Mapping[str, Any]
 Model = Mapping[str, Any]
 Row = dict[str, str]
 
-NUMBERS = ("spearman", "pearson", "rmse", "mcc", "mrr")  # metrics that are not shares
+NUMBERS = ("spearman", "pearson", "rmse", "mcc", "mrr", "perplexity")  # metrics that are not shares
 WORDS = {
     "mcc": "MCC",
     "mrr": "MRR",

@@ -9,6 +9,9 @@ What a model gives (`outputs`) and the truth, by task (n texts, L labels):
 - embedding: cosines of pairs [n, 1]; scores [n]
 - masked: [m, 2] for all m hidden tokens: log-probability of what was there, and of the likeliest; no truth besides
 - replaced: [m, 2] for all m tokens: the logit, and whether the token was replaced; no truth besides
+
+A benchmark has these two by text, [n, most places, 2], NaN where a text has no more places, for masked with the number of the likeliest
+token as a third; the truth of each text is then its `compress.judging.Lesson`.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,11 +32,16 @@ from compress.judging import (
     label_answers,
     label_counts,
     label_details,
+    mask_answers,
+    mask_counts,
     overlap,
+    part,
     places,
     plain,
     point_details,
     rank_correlation,
+    replacement_answers,
+    replacement_counts,
     right_or_wrong,
     share,
     tag_answers,
@@ -121,12 +129,14 @@ def no_details(outputs: NDArray[Any], truth: Any, labels: Sequence[str]) -> dict
 
 def masked_metrics(outputs: NDArray[Any], truth: Any = None, labels: Sequence[str] = ()) -> Metrics:
     """`masked_accuracy`: hidden tokens whose likeliest guess is right; `perplexity`: what the truth's mean probability is one in."""
+    outputs = _known(outputs)
     right = outputs[:, 0] >= outputs[:, 1]
     return {"masked_accuracy": float(right.mean()), "perplexity": float(np.exp(-outputs[:, 0].astype(np.float64).mean()))}
 
 
 def replaced_metrics(outputs: NDArray[Any], truth: Any = None, labels: Sequence[str] = ()) -> Metrics:
     """`replaced_f1` of the tokens that were replaced, `precision`, `recall`, and `replaced_accuracy` over all tokens."""
+    outputs = _known(outputs)
     found, right = outputs[:, 0] > 0, outputs[:, 1] > 0.5
     hits = int((found & right).sum())
     f1 = _f1(found[:, None], right[:, None])[0]
@@ -220,8 +230,26 @@ TASKS = {
         ordered=True,
         apart=True,
     ),
-    "masked": Task(config.MaskedHead, "text", masked_metrics, "masked_accuracy"),
-    "replaced": Task(config.ReplacedHead, "text", replaced_metrics, "replaced_f1"),
+    "masked": Task(
+        config.MaskedHead,
+        "text",
+        masked_metrics,
+        "masked_accuracy",
+        counts=mask_counts,
+        total=part,
+        answers=mask_answers,
+        same="same tokens",
+    ),
+    "replaced": Task(
+        config.ReplacedHead,
+        "text",
+        replaced_metrics,
+        "replaced_f1",
+        counts=replacement_counts,
+        total=overlap,
+        answers=replacement_answers,
+        same="same tokens",
+    ),
 }
 PRETRAINING = ("masked", "replaced")  # tasks whose lessons are in the text itself
 PER_TOKEN = ("tagging", *PRETRAINING)
@@ -298,6 +326,13 @@ def quality_words(quality: Metrics) -> str:
     name, value = first_score(quality) or ("", 0.0)
     words = {"accuracy": f"{100 * value:.1f} %", "spearman": f"Spearman {value:.3f}"}
     return words.get(name, f"{name.replace('_', ' ').replace('f1', 'F1')} {100 * value:.1f} %") if name else "no score"
+
+
+def _known(outputs: NDArray[Any]) -> NDArray[Any]:
+    """All places [m, k] of outputs that may be by text, [n, most places, k]."""
+    every: NDArray[Any] = outputs.reshape(-1, outputs.shape[-1])
+    known: NDArray[Any] = every[~np.isnan(every[:, 0])]
+    return known
 
 
 def _f1(predicted: NDArray[Any], right: NDArray[Any]) -> list[float | None]:

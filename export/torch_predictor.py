@@ -16,7 +16,7 @@ from model.checkpoint import load_model
 from model.pretrained import to_transformers
 from model.tokenizer import Batch, open_tokenizer
 from serve.predictor import INPUTS, names_of
-from serve.tasks import batch_for
+from serve.tasks import batch_for, with_mask
 
 Engine = Literal["transformers", "torch", "torch-compile"]
 
@@ -85,7 +85,10 @@ def open_torch_predictor(
 
         tokenize = transformers_batches(AutoTokenizer.from_pretrained(artifact.path), task, length, typed=encoder.config.typed)
         theirs = placed(to_transformers(as_encoder(encoder, artifact.path, "that transformers knows")), provider, precision)
-        return TorchPredictor(theirs, tokenize, artifact.manifest.labels, engine, named, task, provider)
+        labels = tuple(artifact.manifest.labels)
+        if task == "masked":
+            labels = names_of(encoder.config, open_tokenizer(artifact.path, length), labels)
+        return TorchPredictor(theirs, tokenize, labels, engine, named, task, provider)
     ours = open_tokenizer(artifact.path, length, typed=encoder.config.typed)
 
     def encode(texts: Sequence[str], pairs: Sequence[str] | None) -> Batch:
@@ -107,7 +110,10 @@ def transformers_batches(
 
     def tokenize(texts: Sequence[str], pairs: Sequence[str] | None) -> Any:
         options = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
-        if task == "tagging":
+        if task == "masked" and not pairs:
+            found = tokenizer([with_mask(text, tokenizer.mask_token) for text in texts], **options)
+            return {**found, "words": _masks(found["input_ids"] == tokenizer.mask_token_id)}
+        if task in ("tagging", "replaced") and not pairs:
             found = tokenizer([text.split() for text in texts], is_split_into_words=True, **options)
             return {**found, "words": _first_tokens([found.word_ids(row) for row in range(len(texts))], texts)}
         if task == "embedding" and pairs:
@@ -117,6 +123,15 @@ def transformers_batches(
         return tokenizer(list(texts), list(pairs), **options, **({"return_token_type_ids": True} if typed else {}))
 
     return tokenize
+
+
+def _masks(there: Tensor) -> np.ndarray:
+    """The places of the masks of each text, [B, most masks], -1 for none; `there` [B, S]."""
+    places = np.full((len(there), int(there.sum(dim=1).max())), -1)
+    for row, masks in enumerate(there):
+        found = np.flatnonzero(masks.numpy())
+        places[row, : len(found)] = found
+    return places
 
 
 def _first_tokens(owners: Sequence[Sequence[int | None]], texts: Sequence[str]) -> np.ndarray:

@@ -78,7 +78,7 @@ class Tokenizer:
     @cached_property
     def numbers(self) -> dict[str, int]:
         """Token → id, special tokens included."""
-        return tokenizers.Tokenizer.from_str(self._rules().decode()).get_vocab(with_added_tokens=True)
+        return self._written.get_vocab(with_added_tokens=True)
 
     def split(self, text: str) -> list[int]:
         """Ids of `text` alone: no special tokens, nothing cut off."""
@@ -96,6 +96,15 @@ class Tokenizer:
     def special_ids(self) -> dict[str, int]:
         """The ids of `special`, by role."""
         return {role: self.numbers[token] for role, token in self.special.items()}
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text that ids stand for, special tokens written out, as far as the tokenizer's own decoder knows it."""
+        written: str = self._written.decode(list(ids), skip_special_tokens=False)
+        return written
+
+    @cached_property
+    def _written(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(self._rules().decode())
 
     def ids(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoding]:
         """Token ids of each text, or of each text with its pair, at most `max_length` long.

@@ -27,6 +27,7 @@ INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 GRAPH = "model.onnx"
 SINGLE = "model.onnx.single"  # for one text at a time; some loaders want one *.onnx in a directory, so it is none
 LARGEST = 32 * 512**2  # texts × tokens² of a batch that is run at once
+WIDE = 8  # outputs of a token that count as one token of its attention
 NO_INT8 = {
     "cuda": "for which ONNX Runtime's CUDA provider has no kernels: its linears would run on the CPU, with copies",
     "tensorrt": "with uint8 activations and zero points, the CPU's scheme; TensorRT takes int8 around zero alone",
@@ -186,15 +187,20 @@ def scores(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | No
 def batches(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Iterator[Batch]:
     """The texts as one batch, or halved again and again where that many would be too long for the memory that dense attention takes.
 
-    That is texts × tokens² of more than LARGEST; one text is never too long.
+    One text is never too long.
     """
     batch, half = predictor.encode(texts, pairs), len(texts) // 2
     rows, tokens = np.shape(batch["input_ids"]) if "input_ids" in batch else (0, 0)
-    if not half or rows * tokens**2 <= LARGEST:
+    if not half or fits(predictor, rows, tokens):
         yield batch
         return
     for part in (slice(half), slice(half, None)):
         yield from batches(predictor, texts[part], None if pairs is None else pairs[part])
+
+
+def fits(predictor: Predictor, rows: int, tokens: int) -> bool:
+    """Whether a batch is at most LARGEST: texts × tokens², or × the outputs of a token where a masked language model has very many."""
+    return rows * tokens * max(tokens, len(predictor.labels) // WIDE) <= LARGEST
 
 
 def predict(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 32) -> list[Answer]:

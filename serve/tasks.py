@@ -193,7 +193,7 @@ def batch_for(task: str, tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequ
 def _masked(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Encoding]:
     """Token ids of texts with masks, which SentencePiece by itself would take for letters."""
     mask = tokenizer.special.get("mask_token", MASKS[0])
-    named = [[_named(text, mask) for text in side] for side in (texts, pairs) if side is not None]
+    named = [[with_mask(text, mask) for text in side] for side in (texts, pairs) if side is not None]
     if tokenizer.kind != "sentencepiece" or not any(mask in text for side in named for text in side):
         return tokenizer.ids(named[0], named[1] if pairs is not None else None)
     if pairs is not None:
@@ -201,7 +201,8 @@ def _masked(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | N
     return [tokenizer.around(text.split(mask), tokenizer.special_ids["mask_token"]) for text in named[0]]
 
 
-def _named(text: str, mask: str) -> str:
+def with_mask(text: str, mask: str) -> str:
+    """The text with the tokenizer's own name of the mask for each of MASKS."""
     for known in MASKS:
         text = text.replace(known, mask)
     return text
@@ -229,21 +230,24 @@ def outputs_by_text(task: str, outputs: Floats, batch: Batch, pairs: bool) -> Fl
 def bare_answer(task: str, outputs: Floats, batch: Batch, labels: Sequence[str], pairs: bool) -> Any:
     """What a model answers to the first text of a batch and nothing around it, as a benchmark times it.
 
-    The label, the labels, the tags of the words, the score, or the vector (of a pair the cosine).
+    The label, the labels, the tags of the words, the score, the vector (of a pair the cosine), the token in place of each mask, or
+    whether each word was replaced.
     """
     if task == "classification":
         return labels[int(outputs[0].argmax())]
     row = outputs_by_text(task, outputs, batch, pairs)[0]
     if task == "multilabel":
         return [label for label, value in zip(labels, row, strict=True) if value > 0]
-    if task == "tagging":
+    if task == "replaced":
+        return (row[:, 0] > 0).tolist()
+    if task in ("tagging", "masked"):
         return [labels[number] for number in row[~np.isnan(row[:, 0])].argmax(axis=1)]
     return float(row[0]) if len(row) == 1 else row
 
 
 def _highest(outputs: Floats, batch: Batch) -> Floats:
     """The highest logit of each word's tokens, [B, words, 1]; without words, of each token."""
-    tokens = batch["attention_mask"].sum(axis=1)
+    tokens = np.asarray(batch["attention_mask"]).sum(axis=1)
     words = batch.get("words", np.broadcast_to(np.arange(outputs.shape[1]), outputs.shape[:2]))
     found = np.full((*words.shape, 1), np.nan, np.float32)
     for row, places in enumerate(words):

@@ -154,6 +154,13 @@ def _scores(desk: Desk, texts: list[str], pairs: list[str] | None = None, batch:
     return {"logits": packed(scores(desk.predictor, texts, pairs, batch))}
 
 
+def _lessons(desk: Desk, lessons: list[dict[str, list[int]]], batch: int = 32) -> dict[str, Any]:
+    """What the model says at the places of other texts (`serve.places.at_places`), packed, for quality; nothing is timed."""
+    from serve.places import at_places
+
+    return {"outputs": packed(at_places(desk.predictor, lessons, batch))}
+
+
 def packed(array: "npt.NDArray[Any]") -> dict[str, Any]:
     """An array as JSON: float32 in base64, since the tags of a thousand sentences are millions of numbers."""
     return {"shape": list(array.shape), "float32": base64.b64encode(array.astype("<f4").tobytes()).decode()}
@@ -214,6 +221,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "round": _round,
     "throughput": _throughput,
     "scores": _scores,
+    "lessons": _lessons,
     "memory": _memory,
     "lengths": _lengths,
     "device": _device,

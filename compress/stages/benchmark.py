@@ -8,11 +8,12 @@ from typing import Any
 from compress.benchmarking import Plan, benchmark
 from compress.config import BenchmarkOptions
 from compress.data import Data
+from compress.lessons import questions
 from compress.progress import bar, say
 from compress.report import build_report, headline, write_html, write_json, write_markdown
 from compress.sources import Source
 from compress.stage import Result, Workspace
-from compress.tasks import first_score, labels_agree, labels_of, texts_of, trainable, truth_of
+from compress.tasks import first_score, labels_agree, labels_of, trainable
 from compress.ways import open_ways
 from model.errors import ConfigError
 
@@ -25,14 +26,14 @@ def run(options: BenchmarkOptions, sources: Mapping[str, Source], data: Data, wo
     ways = [one.way for one in opened]
     part = data.splits[options.split]
     plan = Plan(**options.model_dump(include={"texts", "rounds", "seconds", "width", "threads", "sweep", "seed"}))
-    texts, pairs = texts_of(task, part), part["text_b"][:] if data.pairs else None
+    texts, pairs, truth = questions(task, part, labels, sources, options.seed)
     say(
         f"  {len(ways)} ways in turn over {min(plan.texts, len(texts))} of {len(texts):,} {options.split} texts, {plan.rounds} rounds"
         + (f" and more, up to {plan.seconds:g} s" if plan.seconds else "")
     )
     baselines = [way.name for way in ways if way.model == next(iter(sources))]
     with bar("measuring") as progress:
-        measured = benchmark(ways, texts, truth_of(task, part, labels), labels, pairs, plan, baselines, progress, task=task)
+        measured = benchmark(ways, texts, truth, labels, pairs, plan, baselines, progress, task=task)
     report = build_report(
         measured,
         task=task,

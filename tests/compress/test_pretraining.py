@@ -2,25 +2,32 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from datasets import Dataset
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import BertConfig, BertForMaskedLM
 
 from compress.cli import cli
+from compress.lessons import questions
 from compress.masking import Masking, fill, masking_for
+from compress.report import schema
+from compress.sources import open_source
 from compress.tasks import masked_metrics, replaced_metrics, trainable
 from export.torch_predictor import open_torch_predictor
 from model.artifact import open_artifact
 from model.checkpoint import load_model
 from model.errors import ConfigError, DataError
 from model.tokenizer import open_tokenizer
+from serve.places import at_places
 from serve.predictor import open_predictor, predict, scores
 from tests.compress.chain import BAD, COMMAND, GOOD, SMALL, environment, write_encoder, write_texts, write_tokenizer
 from tests.compress.test_tasks import data_for
@@ -288,3 +295,113 @@ def test_what_cannot_be_pretrained(folder, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             tiny_encoder(**changes)
+
+
+MEASURE = ("--texts", 10, "--rounds", 3)
+
+
+def report(folder: Path, *arguments: object) -> dict:
+    run("benchmark", *arguments, "--data", folder / "data", *MEASURE, "--overwrite", "--out", folder / "report")
+    found = json.loads((folder / "report" / "report.json").read_text())
+    jsonschema.validate(found, schema())
+    for name in ("report.html", "report.md"):
+        assert not re.findall(r"\bNone\b|\bnan\b|undefined", (folder / "report" / name).read_text())
+    return found
+
+
+def asked(folder: Path, model: str, part: str = "test", seed: int = 0, task: str = "masked"):
+    rows = [json.loads(line) for line in (folder / "data" / f"{part}.jsonl").read_text().splitlines()]
+    return questions(task, Dataset.from_list(rows), [], {model: open_source(str(folder / model))}, seed)
+
+
+def test_a_benchmark_of_masked_models_finds_what_their_training_found(folder):
+    train(folder, "masked", "weak", "--epochs", 2)
+    found = report(folder, folder / "masked", folder / "weak", "--split", "validation")
+    assert (found["task"], found["score"]) == ("masked", {"name": "masked_accuracy", "agreement": "same tokens"})
+    assert [model["engine"] for model in found["models"]] == ["transformers", "ort", "ort"]
+    for model, name in zip(found["models"], ("masked", "masked", "weak"), strict=True):
+        said = open_artifact(folder / name).manifest.metrics["validation"]
+        assert {metric: model["quality"][metric] for metric in said} == pytest.approx(said, rel=1e-4)
+        low, high = model["quality"]["masked_accuracy_interval"]
+        assert low <= said["masked_accuracy"] <= high and (low < high or low == 1)
+    same, smaller = (one for one in found["comparisons"] if one["baseline"] == "masked-transformers")
+    assert same["agreement"] == 1 and same["score_drop_points"] == 0
+    assert smaller["score_drop_points"] == pytest.approx(
+        100 * (found["models"][0]["quality"]["score"] - found["models"][2]["quality"]["score"])
+    )
+    example = found["disagreements"][0]
+    assert "[CLS]" not in example["text"] and example["baseline"] != example["model"]
+    assert any("[MASK]" in one["text"] for one in found["disagreements"])
+    assert "perplexity" in (folder / "report" / "report.md").read_text()
+
+
+def test_what_is_hidden_for_a_benchmark_depends_on_its_seed_alone(folder):
+    texts, pairs, lessons = asked(folder, "masked")
+    assert pairs is None and lessons == asked(folder, "masked").truth != asked(folder, "masked", seed=1).truth
+    tokenizer = open_tokenizer(folder / "masked", 24)
+    mask = tokenizer.special_ids["mask_token"]
+    assert [text.count("[MASK]") for text in texts] == [lesson.ids.count(mask) for lesson in lessons]
+    assert tokenizer.ids([texts[0]])[0].ids == lessons[0].ids
+
+
+@pytest.mark.parametrize("batch", [1, 7, 32])
+def test_what_is_said_at_places_is_what_torch_says_of_each_text_alone(folder, batch):
+    if not (folder / "onnx").exists():
+        run("export", folder / "masked", "--out", folder / "onnx")
+    lessons = asked(folder, "masked").truth
+    values = [{"ids": one.ids, "places": one.places, "right": one.right} for one in lessons]
+    model = load_model(folder / "masked")
+    for predictor in (open_predictor(folder / "onnx"), open_torch_predictor(folder / "masked", "torch")):
+        found = at_places(predictor, values, batch)
+        for row, lesson in zip(found, lessons, strict=True):
+            scores_ = model(torch.tensor([lesson.ids]), torch.ones(1, len(lesson.ids), dtype=torch.int64))[0].log_softmax(1)[lesson.places]
+            chosen = scores_[torch.arange(len(lesson.right)), torch.tensor(lesson.right)]
+            expected = torch.stack((chosen, scores_.amax(1), scores_.argmax(1).float()), dim=1)
+            np.testing.assert_allclose(row[: len(lesson.places)], expected.detach(), atol=1e-4)
+            assert np.isnan(row[len(lesson.places) :]).all()
+
+
+def test_a_benchmark_of_replaced_words_has_the_f1_of_sklearn(folder):
+    if not (folder / "unigram").exists():
+        train(folder, "replaced", "unigram", "--base", folder / "masked", "--epochs", 6)
+    found = report(folder, folder / "unigram")
+    assert found["score"] == {"name": "replaced_f1", "agreement": "same tokens"}
+    model, truth, answers = load_model(folder / "unigram"), [], []
+    for lesson in asked(folder, "unigram", task="replaced").truth:
+        logits = model(torch.tensor([lesson.ids]), torch.ones(1, len(lesson.ids), dtype=torch.int64))[0, lesson.places, 0]
+        truth += lesson.right
+        answers += (logits > 0).int().tolist()
+    for one in found["models"]:
+        quality = one["quality"]
+        assert quality["score"] == pytest.approx(f1_score(truth, answers)) and quality["replaced_accuracy"] == pytest.approx(
+            accuracy_score(truth, answers)
+        )
+        assert quality["score_interval"][0] <= quality["score"] <= quality["score_interval"][1]
+    assert [one["agreement"] for one in found["comparisons"]] == [1]
+
+
+def test_models_that_split_texts_differently_are_not_compared_by_token(folder):
+    other = folder / "other-tokenizer"
+    write_tokenizer(other)
+    path = other / "tokenizer.json"
+    path.write_text(path.read_text().replace('"film"', '"movie"'))
+    base = ("--base", folder / "encoder.json", "--tokenizer", other)
+    train(folder, "masked", "movies", *base, "--train-texts", 16)
+    with pytest.raises(ConfigError, match=r"The models split texts differently: masked by [0-9a-f]{12}…, movies by") as error:
+        report(folder, folder / "masked", folder / "movies")
+    assert "compares models of one tokenizer" in error.value.hint
+    with pytest.raises(DataError, match="None of the 2 texts has a word to hide") as nothing:
+        questions("masked", Dataset.from_list([{"text": "…"}] * 2), [], {"masked": open_source(str(folder / "masked"))}, 0)
+    assert "words that the tokenizer knows" in nothing.value.hint
+
+
+def test_a_recipe_of_pretraining_ends_in_a_benchmark(folder):
+    small = "batch_size = 16\nmax_length = 24\nthreads = 1\nlearning_rate = 4e-3\nepochs = 1"
+    base = f'base = "{folder / "encoder.json"}"\ntokenizer = "{folder / "tokenizer"}"'
+    (folder / "recipe.toml").write_text(
+        f'data = "{folder / "data"}"\n\n[[stage]]\nrun = "train"\nout = "model"\n{base}\ntask = "masked"\n{small}\n\n'
+        '[[stage]]\nrun = "export"\nout = "onnx"\nmodel = "model"\n\n'
+        '[[stage]]\nrun = "benchmark"\nout = "report"\nmodels = ["model", "onnx"]\ntexts = 10\nrounds = 3\nway = "torch"\n'
+    )
+    found = json.loads(run("run", folder / "recipe.toml", "--out", folder / "made", "--json"))
+    assert found["task"] == "masked" and found["score"]["name"] == "masked_accuracy"
