@@ -21,7 +21,10 @@ class Runs(Protocol):
 
 @dataclass(frozen=True)
 class Parity:
-    """The worst of all shapes: largest difference of a logit, least signal-to-noise ratio in dB, and where each was seen."""
+    """The worst of all shapes: largest difference of a logit and where it was seen, least signal-to-noise ratio in dB.
+
+    The signal is that of all shapes together: random ids can give one text logits of almost nothing, and any noise is large beside them.
+    """
 
     difference: float
     signal_db: float
@@ -60,8 +63,9 @@ def batches(config: ModelConfig, *, pairs: bool, seed: int = 0, single: bool = F
 
 @torch.no_grad()
 def compare(model: Model, predictor: Runs, *, pairs: bool, seed: int = 0, single: bool = False) -> Parity:
-    """Run both over the grid (or its `single` texts alone); the signal-to-noise ratio is that of each shape's logits."""
-    worst, least, where = 0.0, math.inf, (0, 0)
+    """Run both over the grid, or over its `single` texts alone."""
+    worst, where = 0.0, (0, 0)
+    signals, noises = [], []  # mean squares of each shape
     given = batches(model.config, pairs=pairs, seed=seed, single=single)
     for batch in given:
         shape = batch["input_ids"].shape
@@ -72,12 +76,13 @@ def compare(model: Model, predictor: Runs, *, pairs: bool, seed: int = 0, single
             expected, found = (np.where(batch["attention_mask"][:, :, None], values, 0.0) for values in (expected, found))
         if found.shape != expected.shape or not np.isfinite(found).all():
             raise GateError(f"At batch and length {shape} the file gives {found.shape} instead of {expected.shape}, or no numbers.", "")
-        noise = np.square(found - expected).sum()
-        signal = 10 * math.log10(np.square(expected).sum() / noise) if noise else math.inf
+        signals.append(float(np.square(expected).mean()))
+        noises.append(float(np.square(found - expected).mean()))
         difference = float(np.abs(found - expected).max())
         if difference > worst:
             worst, where = difference, shape
-        least = min(least, signal)
+    signal, noise = sum(signals) / len(signals), max(noises)
+    least = math.inf if not noise else 10 * math.log10(signal / noise) if signal else -math.inf
     return Parity(worst, least, where, len(given))
 
 
