@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +25,7 @@ from compress.sources import open_source
 from export.audit import audit
 from export.folding import Storage, clamp, fold
 from export.graph import export_graph
+from export.pooled_attention import pool_first
 from export.sharing import share_weights
 from model.config import read_config
 from model.encoder import Encoder
@@ -37,34 +38,55 @@ LONGEST, TEXTS, WARM = 128, 150, 0.03
 EARLY = {"early_pooling": True}
 FOLDS = {**EARLY, "positions_after_norm": True}
 LAST = tuple(f"layers.1.{name}" for name in ("attention.output", "feedforward.up", "feedforward.down"))
-# Name → changes of the encoder, activation, how embeddings are stored, whether they are folded, linears that stay fp32.
-WAYS: dict[str, tuple[dict[str, Any], str, Storage, bool, tuple[str, ...]]] = {
-    "plain": ({}, "gelu", "int8", False, ()),
-    "early pooling": (EARLY, "gelu", "int8", False, ()),
-    "early pooling, relu": (EARLY, "relu", "int8", False, ()),
-    "early pooling, fp16 embeddings": (EARLY, "gelu", "fp16", False, ()),
-    "early pooling, fp32 embeddings": (EARLY, "gelu", "fp32", False, ()),
-    "early pooling, relu, folded int8": (FOLDS, "relu", "int8", True, ()),
-    "early pooling, relu, folded fp16": (FOLDS, "relu", "fp16", True, ()),
-    "early pooling, relu, folded fp32": (FOLDS, "relu", "fp32", True, ()),
-    "early pooling, relu, folded int8, one-row linears fp32": (FOLDS, "relu", "int8", True, LAST),
+
+
+@dataclass(frozen=True)
+class Way:
+    """Changes of the encoder, activation, how embeddings are stored and whether they are folded, linears that stay fp32.
+
+    `late`: values are projected after they are pooled, and of a first token alone neither keys nor values token by token.
+    """
+
+    changes: dict[str, Any]
+    activation: str = "gelu"
+    storage: Storage = "int8"
+    folded: bool = False
+    late: bool = False
+    kept: tuple[str, ...] = ()
+
+
+CLS = {"head": {"labels": 2, "pooling": "cls"}}
+WAYS = {
+    "plain": Way({}),
+    "early pooling": Way(EARLY),
+    "early pooling, values late": Way(EARLY, late=True),
+    "the same, fp16 embeddings": Way(EARLY, storage="fp16", late=True),
+    "the same, fp32 embeddings": Way(EARLY, storage="fp32", late=True),
+    "early pooling, values late, relu": Way(EARLY, "relu", late=True),
+    "the same, folded in int8": Way(FOLDS, "relu", folded=True, late=True),
+    "the same, folded in fp16": Way(FOLDS, "relu", "fp16", folded=True, late=True),
+    "the same, folded in fp32": Way(FOLDS, "relu", "fp32", folded=True, late=True),
+    "folded in int8, one-row linears fp32": Way(FOLDS, "relu", folded=True, late=True, kept=LAST),
+    "folded in int8, the first token for the mean": Way({**FOLDS, **CLS}, "relu", folded=True, late=True),
+    "not folded, the first token for the mean": Way({**EARLY, **CLS}, "relu", late=True),
 }
 MINILM = "MiniLM fp32"
 
 
 def student(name: str, tokenizer: Tokenizer, texts: list[str]) -> Encoder:
     """The encoder of a way, as it is exported."""
-    changes, activation, storage, folded, kept = WAYS[name]
-    model = encoder(2, 2, 128, activation, tokenizer, **changes)
+    way = WAYS[name]
+    model = encoder(2, 2, 128, way.activation, tokenizer, **way.changes)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():  # as large as trained ones, so that nothing is optimised away
             if "layers" in parameter_name and "norm" not in parameter_name:
                 parameter.normal_(std=0.06)
-    names = linears(model, kept)
+    names = linears(model, way.kept)
     watched = observed(model, names)
     calibrate(watched, [{key: torch.from_numpy(array) for key, array in tokenizer.encode(texts[:64]).items()}])
-    frozen = clamp(freeze(watched, names, embeddings=storage))
-    return fold(frozen, storage) if folded else frozen
+    frozen = clamp(freeze(watched, names, embeddings=way.storage))
+    frozen = pool_first(frozen) if way.late else frozen
+    return fold(frozen, way.storage) if way.folded else frozen
 
 
 def encoder(layers: int, heads: int, neurons: int, activation: str, tokenizer: Tokenizer, **changes: Any) -> Encoder:

@@ -37,8 +37,8 @@ def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Find
     config = read_model(json.loads((artifact.path / "config.json").read_bytes())["alambic"], f"configuration of {artifact.path}")
     file = artifact.path / "model.onnx"
     exported = {name: artifact.manifest.options.get(name, "") or usual for name, usual in USUAL.items()}
-    folded = bool(artifact.manifest.metrics.get("folded"))
-    promised = plan.plan_of(config, **exported, folded=folded)
+    folded, one_query = (bool(artifact.manifest.metrics.get(name)) for name in ("folded", "one_query"))
+    promised = plan.plan_of(config, **exported, folded=folded, one_query=one_query)
     audited, profiled = profile(file, vocabulary=config.vocabulary, longest=config.max_length, provider=provider, threads=threads)
     # The CPU takes fp16 apart, and only TensorRT runs its own int8 as integers.
     judged = as_written(file) if promised.elsewhere and (provider == "cpu" or promised.symmetric) else audited

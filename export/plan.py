@@ -61,8 +61,12 @@ class Problem:
     broken: bool = True
 
 
-def plan_of(config: ModelConfig, *, attention: str = "standard", precision: str = "fp32", folded: bool = False) -> Plan:
-    """What `config` promises, exported with these options; `folded`: without the norm of the embeddings and the first projection.
+def plan_of(
+    config: ModelConfig, *, attention: str = "standard", precision: str = "fp32", folded: bool = False, one_query: bool = False
+) -> Plan:
+    """What `config` promises, exported with these options.
+
+    `folded`: without the norm of the embeddings and the first projection; `one_query`: without the last projection of keys and values.
 
     A file in fp16 or in int8 for TensorRT is for GPUs: SiLU and the products of attention become one node only there.
     """
@@ -73,7 +77,8 @@ def plan_of(config: ModelConfig, *, attention: str = "standard", precision: str 
         return Plan(0, {}, norm="", norms=0, scores=0, attention=0, nodes=nodes if here else None)
     dense = sum(layer.attention.kind == "dense" for layer in config.layers)
     kinds: Counter[str] = Counter(layer.feedforward.activation for layer in config.layers)
-    quantized = len(set(config.quantization.linears) - ({FIRST} if folded else set())) if config.quantization else 0
+    gone = {*([FIRST] * folded), *([f"layers.{len(config.layers) - 1}.attention.qkv"] * one_query)}
+    quantized = len(set(config.quantization.linears) - gone) if config.quantization else 0
     plain = all(layer.attention.key_value_heads is None and not layer.attention.query_key_norm for layer in config.layers)
     known = plain and dense == len(config.layers) and config.positions.kind in ROTATION and here
     rotation = ROTATION.get(config.positions.kind, 0)
@@ -84,7 +89,7 @@ def plan_of(config: ModelConfig, *, attention: str = "standard", precision: str 
         activations={kind: kinds[kind] for kind in ACTIVATIONS if kinds[kind] and (here or kind != "silu")},
         norm=config.norm.kind,
         norms=_norms(config) - folded if config.norm.kind in NORMS else 0,
-        scores=dense if attention == "standard" and here else 0,
+        scores=dense - one_query if attention == "standard" and here else 0,
         attention=dense if attention == "ort" else 0,
         nodes=nodes if known else None,
         symmetric=quantized if symmetric else 0,

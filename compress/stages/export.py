@@ -17,6 +17,7 @@ from export.folding import clamp, fold
 from export.graph import export_graph, opset_for
 from export.half import to_half
 from export.ort_attention import with_ort_attention
+from export.pooled_attention import FirstTokenAttention, pool_first
 from export.sharing import share_weights
 from model.artifact import Artifact
 from model.build import Model, as_encoder, as_run
@@ -41,12 +42,16 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         file, single = workspace.artifact / GRAPH, workspace.artifact / SINGLE
         folded = _folds(options, model, pairs)
         written = with_ort_attention(model) if options.attention == "ort" else clamp(model)
+        if isinstance(written, Encoder) and _pools_first(options, written, folded):
+            written = pool_first(written)
+        one_query = isinstance(written, Encoder) and isinstance(written.layers[-1].get_submodule("attention"), FirstTokenAttention)
         if folded:
             stored = model.config.quantization.embeddings if model.config.quantization else "fp32"
             written = fold(as_encoder(written, source.path, "to fold"), stored)
         opset = options.opset or opset_for(model)
         export_graph(written, file, opset=opset, pairs=pairs)
-        promised = plan.plan_of(model.config, attention=options.attention, precision=options.precision, folded=folded)
+        rewrites = {"folded": folded, "one_query": one_query}
+        promised = plan.plan_of(model.config, attention=options.attention, precision=options.precision, **rewrites)
         alone = options.single and model.config.maskless and options.attention == "standard" and not promised.elsewhere
         if alone:
             export_graph(written, single, opset=opset, pairs=pairs, single=True)
@@ -82,7 +87,7 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         **({"tensorrt_linears": audited.symmetric} if promised.symmetric else {}),
         **({"fp32_nodes": kept} if options.precision == "fp16" else {}),
         "plan": asdict(promised),
-        "folded": folded,
+        **rewrites,
         "parity": _parity(found),
         **({"single": {"nodes": audited_alone.nodes, "parity": _parity(found_alone)}} if alone else {}),
         "ort_ms": _latency_ms(predictor, pairs),
@@ -105,6 +110,12 @@ def _folds(options: ExportOptions, model: Model, pairs: bool) -> bool:
     if kept and options.fold == "always":
         raise ConfigError(f"--fold always cannot be had with {kept}.", "Leave --fold at auto.")
     return not kept
+
+
+def _pools_first(options: ExportOptions, model: Encoder, folded: bool) -> bool:
+    """Whether values may be projected after they are pooled: not in a file for GPUs, nor where a table has them projected already."""
+    here = not plan.plan_of(model.config, precision=options.precision).elsewhere
+    return here and options.attention == "standard" and not (folded and len(model.config.layers) == 1)
 
 
 def _parity(found: parity.Parity) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from export.folding import clamp, clamps, fold
 from export.graph import export_graph, opset_for
 from export.parity import compare
 from export.plan import gate, plan_of
+from export.pooled_attention import FirstTokenAttention, PooledAttention, pool_first
 from export.sharing import share_weights
 from model.errors import ConfigError
 from tests.export.test_export import Session
@@ -135,3 +136,38 @@ def test_without_a_mask_nothing_is_padding():
             model.kernel = kernel
             with torch.no_grad():
                 np.testing.assert_allclose(model(twice).numpy(), model(twice, mask.repeat(2, 1)).numpy(), atol=1e-5)
+
+
+@given(
+    st.sampled_from(("mean", "cls")),
+    st.sampled_from(({}, {"norm_first": True}, {"positions": {"kind": "rotary"}}, {"positions": {"kind": "alibi"}})),
+    st.lists(st.integers(1, 16), min_size=1, max_size=4),
+)
+@torch.no_grad()
+def test_values_projected_after_pooling_are_the_same(pooling, changes, lengths):
+    model = tiny_encoder(early_pooling=True, head={"labels": 3, "pooling": pooling}, **changes)
+    late = pool_first(model)
+    one = pooling == "cls" and "positions" not in changes
+    assert type(late.layers[-1].attention) is (FirstTokenAttention if one else PooledAttention)
+    ids, mask = batch(lengths, seed=sum(lengths))
+    assert torch.allclose(late(ids, mask), model(ids, mask), atol=1e-5)
+    assert torch.allclose(late(ids), model(ids, torch.ones_like(ids)), atol=1e-5)
+
+
+def test_only_a_last_layer_that_pools_early_is_changed():
+    shared = [LAYER, {**LAYER, "attention": {"heads": 4, "head_width": 6, "key_value_heads": 2}}]
+    for model in (tiny_encoder(), tiny_encoder(early_pooling=True, layers=shared)):
+        assert pool_first(model) is model
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_the_graphs_of_pooled_attention_keep_parity_and_plan(tmp_path, pooling):
+    model = quantized(early_pooling=True, head={"labels": 3, "pooling": pooling})
+    late = pool_first(model)
+    for single in (False, True):
+        file = tmp_path / f"{single}.onnx"
+        export_graph(late, file, opset=20, pairs=False, single=single)
+        found = audit(file)
+        gate(plan_of(model.config, one_query=pooling == "cls"), found, file)
+        assert found.integer == 8 - (pooling == "cls")
+        assert compare(late, Session(file), pairs=False, single=single).signal_db > 30
