@@ -23,9 +23,9 @@ from compress.data import load_data
 from compress.quantization import calibrate, freeze, linears, observed
 from compress.sources import open_source
 from export.audit import audit
+from export.first_token import one_query
 from export.folding import Storage, clamp, fold
 from export.graph import export_graph
-from export.pooled_attention import pool_first
 from export.sharing import share_weights
 from model.config import read_config
 from model.encoder import Encoder
@@ -42,16 +42,12 @@ LAST = tuple(f"layers.1.{name}" for name in ("attention.output", "feedforward.up
 
 @dataclass(frozen=True)
 class Way:
-    """Changes of the encoder, activation, how embeddings are stored and whether they are folded, linears that stay fp32.
-
-    `late`: values are projected after they are pooled, and of a first token alone neither keys nor values token by token.
-    """
+    """Changes of the encoder, activation, how embeddings are stored and whether they are folded, linears that stay fp32."""
 
     changes: dict[str, Any]
     activation: str = "gelu"
     storage: Storage = "int8"
     folded: bool = False
-    late: bool = False
     kept: tuple[str, ...] = ()
 
 
@@ -59,16 +55,15 @@ CLS = {"head": {"labels": 2, "pooling": "cls"}}
 WAYS = {
     "plain": Way({}),
     "early pooling": Way(EARLY),
-    "early pooling, values late": Way(EARLY, late=True),
-    "the same, fp16 embeddings": Way(EARLY, storage="fp16", late=True),
-    "the same, fp32 embeddings": Way(EARLY, storage="fp32", late=True),
-    "early pooling, values late, relu": Way(EARLY, "relu", late=True),
-    "the same, folded in int8": Way(FOLDS, "relu", folded=True, late=True),
-    "the same, folded in fp16": Way(FOLDS, "relu", "fp16", folded=True, late=True),
-    "the same, folded in fp32": Way(FOLDS, "relu", "fp32", folded=True, late=True),
-    "folded in int8, one-row linears fp32": Way(FOLDS, "relu", folded=True, late=True, kept=LAST),
-    "folded in int8, the first token for the mean": Way({**FOLDS, **CLS}, "relu", folded=True, late=True),
-    "not folded, the first token for the mean": Way({**EARLY, **CLS}, "relu", late=True),
+    "early pooling, fp16 embeddings": Way(EARLY, storage="fp16"),
+    "early pooling, fp32 embeddings": Way(EARLY, storage="fp32"),
+    "early pooling, relu": Way(EARLY, "relu"),
+    "the same, folded in int8": Way(FOLDS, "relu", folded=True),
+    "the same, folded in fp16": Way(FOLDS, "relu", "fp16", folded=True),
+    "the same, folded in fp32": Way(FOLDS, "relu", "fp32", folded=True),
+    "folded in int8, one-row linears fp32": Way(FOLDS, "relu", folded=True, kept=LAST),
+    "folded in int8, the first token for the mean": Way({**FOLDS, **CLS}, "relu", folded=True),
+    "not folded, the first token for the mean": Way({**EARLY, **CLS}, "relu"),
 }
 MINILM = "MiniLM fp32"
 
@@ -85,7 +80,7 @@ def student(name: str, tokenizer: Tokenizer, texts: list[str]) -> Encoder:
     watched = observed(model, names)
     calibrate(watched, [{key: torch.from_numpy(array) for key, array in tokenizer.encode(texts[:64]).items()}])
     frozen = clamp(freeze(watched, names, embeddings=way.storage))
-    frozen = pool_first(frozen) if way.late else frozen
+    frozen = one_query(frozen)
     return fold(frozen, way.storage) if way.folded else frozen
 
 

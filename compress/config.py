@@ -149,6 +149,9 @@ class DistillOptions(Selection):
     depth: int = Field(2, ge=1, description="Layers of the student, started from the teacher layers that they are mapped to.")
     dropout: float | None = Field(0.0, ge=0, lt=1, description="Dropout of the student.")
     early_pooling: bool = Field(False, description=EARLY_POOLING)
+    pooling: Literal["mean", "cls"] | None = Field(
+        None, description="What the student's head sees (default: as the teacher's); of cls, pooled early, the last layer computes one row."
+    )
     positions_after_norm: bool = Field(
         False, description="Add positions to normed embeddings: export then folds embeddings and the first projection into one table."
     )

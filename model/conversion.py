@@ -77,11 +77,16 @@ def with_activation(encoder: Encoder, activation: str) -> Encoder:
     return rebuilt(encoder, layers=layers)
 
 
-def reshaped(model: Model, early_pooling: bool, positions_after_norm: bool, activation: str | None) -> Model:
-    """`model` in a form that answers sooner, as far as one is asked for, with the weights that it has; only an encoder has another."""
-    if not (early_pooling or positions_after_norm or activation):
+def reshaped(model: Model, pooling: str | None, early_pooling: bool, positions_after_norm: bool, activation: str | None) -> Model:
+    """`model` in a form that answers sooner, as far as one is asked for, with the weights that it has; only an encoder has another.
+
+    Raises ConfigError for a form that cannot be.
+    """
+    if not (pooling or early_pooling or positions_after_norm or activation):
         return model
     encoder = as_encoder(model, "This", "of another form")
+    if pooling:
+        encoder = rebuilt(encoder, head={**encoder.config.head.model_dump(), "pooling": pooling})
     if early_pooling:
         encoder = rebuilt(encoder, early_pooling=True)
     if positions_after_norm:

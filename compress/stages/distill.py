@@ -53,7 +53,7 @@ def run(options: DistillOptions, sources: Mapping[str, Source], data: Data, work
         ours = own_tokenizer(options.vocabulary, read, workspace.work / "vocabulary", options.max_length)
         student, tokenizer = moved(student, ours, tokenizer), replace(ours, typed=tokenizer.typed)
         say(f"  a vocabulary of its own: {tokenizer.vocabulary:,} pieces")
-    student = reshaped(student, options.early_pooling, options.positions_after_norm, options.activation)
+    student = reshaped(student, options.pooling, options.early_pooling, options.positions_after_norm, options.activation)
     corpus, objective = lessons(student, tokenizer, teacher, texts, options)
     what = f"student of {whose} layers {', '.join(map(str, layers))}" if layers else f"{student.config.kind} student"
     say(f"  a {what} learns on {len(corpus):,} texts for {options.epochs:g} passes")

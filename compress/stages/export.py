@@ -13,11 +13,11 @@ from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from export import parity, plan
 from export.audit import as_written, audit
+from export.first_token import FirstTokenAttention, one_query
 from export.folding import clamp, fold
 from export.graph import export_graph, opset_for
 from export.half import to_half
 from export.ort_attention import with_ort_attention
-from export.pooled_attention import FirstTokenAttention, pool_first
 from export.sharing import share_weights
 from model.artifact import Artifact
 from model.build import Model, as_encoder, as_run
@@ -42,15 +42,15 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         file, single = workspace.artifact / GRAPH, workspace.artifact / SINGLE
         folded = _folds(options, model, pairs)
         written = with_ort_attention(model) if options.attention == "ort" else clamp(model)
-        if isinstance(written, Encoder) and _pools_first(options, written, folded):
-            written = pool_first(written)
-        one_query = isinstance(written, Encoder) and isinstance(written.layers[-1].get_submodule("attention"), FirstTokenAttention)
+        if isinstance(written, Encoder) and _one_query(options, written, folded):
+            written = one_query(written)
+        first = isinstance(written, Encoder) and isinstance(written.layers[-1].get_submodule("attention"), FirstTokenAttention)
         if folded:
             stored = model.config.quantization.embeddings if model.config.quantization else "fp32"
             written = fold(as_encoder(written, source.path, "to fold"), stored)
         opset = options.opset or opset_for(model)
         export_graph(written, file, opset=opset, pairs=pairs)
-        rewrites = {"folded": folded, "one_query": one_query}
+        rewrites = {"folded": folded, "one_query": first}
         promised = plan.plan_of(model.config, attention=options.attention, precision=options.precision, **rewrites)
         alone = options.single and model.config.maskless and options.attention == "standard" and not promised.elsewhere
         if alone:
@@ -112,8 +112,8 @@ def _folds(options: ExportOptions, model: Model, pairs: bool) -> bool:
     return not kept
 
 
-def _pools_first(options: ExportOptions, model: Encoder, folded: bool) -> bool:
-    """Whether values may be projected after they are pooled: not in a file for GPUs, nor where a table has them projected already."""
+def _one_query(options: ExportOptions, model: Encoder, folded: bool) -> bool:
+    """Whether the last attention may be rewritten: not in a file for GPUs, nor where a table has its projections already."""
     here = not plan.plan_of(model.config, precision=options.precision).elsewhere
     return here and options.attention == "standard" and not (folded and len(model.config.layers) == 1)
 

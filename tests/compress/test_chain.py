@@ -107,14 +107,15 @@ def test_distilling_states_of_all_tokens_with_the_teacher_running_along(house, t
 
 def test_forms_of_a_student_from_the_command_to_the_file(house, tmp_path):
     more = ("--train-texts", 64, "--epochs", 2, *SMALL)
-    form = ("--early-pooling", "--positions-after-norm", "--activation", "relu")
+    form = ("--pooling", "cls", "--early-pooling", "--positions-after-norm", "--activation", "relu")
     invoke("distill", house / "teacher", "--data", house / "data", "--out", tmp_path / "student", *form, *more)
     invoke("prune", tmp_path / "student", "--data", house / "data", "--out", tmp_path / "pruned", "--heads", 2, *more)
     invoke("quantize", tmp_path / "pruned", "--data", house / "data", "--out", tmp_path / "int8", *SMALL)
     invoke("export", tmp_path / "int8", "--out", tmp_path / "onnx")
     config, metrics = load_model(tmp_path / "int8").config, open_artifact(tmp_path / "onnx").manifest.metrics
     assert config.early_pooling and config.positions_after_norm and config.layers[1].feedforward.activation == "relu"
-    assert metrics["integer_linears"] == {"integer": 7, "total": 7} and metrics["folded"]  # the first projection is in the table
+    assert metrics["integer_linears"] == {"integer": 6, "total": 7}  # the first projection is in the table, the last of one row
+    assert metrics["folded"] and metrics["one_query"]
     assert "✓ runs as planned" in invoke("audit", tmp_path / "onnx").output
     with pytest.raises(ConfigError, match="cannot be folded into the embeddings"):
         invoke("export", house / "student", "--out", tmp_path / "no", "--fold", "always")

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from compress.quantization import linears
 from export.audit import audit
+from export.first_token import FirstTokenAttention, one_query
 from export.folding import clamp, clamps, fold
 from export.graph import export_graph, opset_for
 from export.parity import compare
 from export.plan import gate, plan_of
-from export.pooled_attention import FirstTokenAttention, PooledAttention, pool_first
 from export.sharing import share_weights
 from model.errors import ConfigError
 from tests.export.test_export import Session
@@ -21,6 +21,7 @@ from tests.export.tiny_int8 import quantized
 from tests.model.tiny import batch, tiny_encoder
 
 LAYER = {"attention": {"heads": 4, "head_width": 6}, "feedforward": {"kind": "mlp", "neurons": 16}}
+CLS = {"labels": 3, "pooling": "cls"}
 RELU = [{**LAYER, "feedforward": {"kind": "mlp", "neurons": 16, "activation": "relu"}}] * 2
 FOLDS = {
     "learned": {"positions_after_norm": True, "token_types": 2},
@@ -138,36 +139,34 @@ def test_without_a_mask_nothing_is_padding():
                 np.testing.assert_allclose(model(twice).numpy(), model(twice, mask.repeat(2, 1)).numpy(), atol=1e-5)
 
 
-@given(
-    st.sampled_from(("mean", "cls")),
-    st.sampled_from(({}, {"norm_first": True}, {"positions": {"kind": "rotary"}}, {"positions": {"kind": "alibi"}})),
-    st.lists(st.integers(1, 16), min_size=1, max_size=4),
-)
+@given(st.sampled_from(({}, {"norm_first": True}, {"positions": {"kind": "none"}})), st.lists(st.integers(1, 16), min_size=1, max_size=4))
 @torch.no_grad()
-def test_values_projected_after_pooling_are_the_same(pooling, changes, lengths):
-    model = tiny_encoder(early_pooling=True, head={"labels": 3, "pooling": pooling}, **changes)
-    late = pool_first(model)
-    one = pooling == "cls" and "positions" not in changes
-    assert type(late.layers[-1].attention) is (FirstTokenAttention if one else PooledAttention)
+def test_one_query_needs_neither_keys_nor_values_token_by_token(changes, lengths):
+    model = tiny_encoder(early_pooling=True, head=CLS, **changes)
+    late = one_query(model)
+    assert type(late.layers[-1].attention) is FirstTokenAttention
     ids, mask = batch(lengths, seed=sum(lengths))
     assert torch.allclose(late(ids, mask), model(ids, mask), atol=1e-5)
     assert torch.allclose(late(ids), model(ids, torch.ones_like(ids)), atol=1e-5)
 
 
-def test_only_a_last_layer_that_pools_early_is_changed():
+def test_only_a_last_layer_that_keeps_the_first_token_is_changed():
     shared = [LAYER, {**LAYER, "attention": {"heads": 4, "head_width": 6, "key_value_heads": 2}}]
-    for model in (tiny_encoder(), tiny_encoder(early_pooling=True, layers=shared)):
-        assert pool_first(model) is model
+    for changes in ({}, {"early_pooling": True}, {"head": CLS}):
+        model = tiny_encoder(**changes)
+        assert one_query(model) is model
+    for changes in ({"layers": shared}, {"positions": {"kind": "rotary"}}, {"positions": {"kind": "alibi"}}):
+        model = tiny_encoder(early_pooling=True, head=CLS, **changes)
+        assert one_query(model) is model
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_the_graphs_of_pooled_attention_keep_parity_and_plan(tmp_path, pooling):
-    model = quantized(early_pooling=True, head={"labels": 3, "pooling": pooling})
-    late = pool_first(model)
+def test_the_graphs_of_one_query_keep_parity_and_plan(tmp_path):
+    model = quantized(early_pooling=True, head=CLS)
+    late = one_query(model)
     for single in (False, True):
         file = tmp_path / f"{single}.onnx"
         export_graph(late, file, opset=20, pairs=False, single=single)
         found = audit(file)
-        gate(plan_of(model.config, one_query=pooling == "cls"), found, file)
-        assert found.integer == 8 - (pooling == "cls")
+        gate(plan_of(model.config, one_query=True), found, file)
+        assert found.integer == 7
         assert compare(late, Session(file), pairs=False, single=single).signal_db > 30

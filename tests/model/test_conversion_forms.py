@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.conversion import rebuilt, with_activation, with_positions_after_norm
+from model.conversion import rebuilt, reshaped, with_activation, with_positions_after_norm
 from model.errors import ConfigError
 from tests.model.tiny import batch, tiny_config, tiny_encoder
 
@@ -47,3 +47,12 @@ def test_another_activation_keeps_the_weights():
     relu = with_activation(encoder, "relu")
     assert {layer.feedforward.activation for layer in relu.config.layers} == {"relu"}
     assert all(torch.equal(tensor, relu.state_dict()[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_another_pooling_keeps_the_weights_and_a_tagger_has_none():
+    encoder = tiny_encoder()
+    first = reshaped(encoder, "cls", True, False, None)
+    assert first.config.head.pooling == "cls" and first.config.early_pooling and not encoder.config.early_pooling
+    assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in encoder.state_dict().items())
+    with pytest.raises(ConfigError, match="pooling"):
+        reshaped(tiny_encoder(head={"kind": "tagging", "labels": 3}), "cls", False, False, None)
