@@ -4,8 +4,7 @@
     python benchmarks/headline.py sst2 --json benchmarks/headline.json --picture docs/headline.svg
 
 RUNS/headline-SET holds the teacher and its exported students; each student is a row. Latency is text → answer, one text at a time on one
-thread. The share is the ratio of the accuracies over the same texts, its interval a paired bootstrap over them. `--peers` adds model2vec
-with a logistic head and two layers of the base trained without the teacher.
+thread. The share is the ratio of the accuracies over the same texts, its interval a paired bootstrap over them.
 """
 
 import argparse
@@ -69,10 +68,8 @@ def ort_way(artifact: Artifact, name: str) -> Way:
     return Way(name, name, "ort", "cpu", precision_of(artifact.manifest), "graph", "serve.predictor:open_predictor", arguments)
 
 
-def measure(
-    name: str, folder: Path, data: Data, plan: Plan, more: Sequence[tuple[Way, Mapping[str, Any]]] = ()
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One set: what was measured on, and a row for each student; `more` are ways of other makers with their facts."""
+def measure(name: str, folder: Path, data: Data, plan: Plan) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One set: what was measured on, and a row for each student."""
     exported = run_stage(
         STAGES["export"], ExportOptions(), {"model": open_source(str(folder / "teacher"), "torch")}, None, folder / ORT
     ).path
@@ -82,9 +79,8 @@ def measure(
         Way(EAGER, "teacher", "transformers", "cpu", "fp32", "eager", "export.torch_predictor:open_torch_predictor", eager),
         ort_way(open_artifact(exported), ORT),
         *(ort_way(artifact, artifact.path.name) for artifact in artifacts),
-        *(way for way, _ in more),
     ]
-    sizes = {artifact.path.name: facts_of(artifact)["bytes"] for artifact in artifacts} | {way.name: facts["bytes"] for way, facts in more}
+    sizes = {artifact.path.name: facts_of(artifact)["bytes"] for artifact in artifacts}
     texts, labels = evaluated(data, PARTS.get(name, ("test",)))
     with bar(f"measuring {name}") as progress:
         measured = benchmark(ways, texts, labels, data.labels, None, plan, [EAGER, ORT], progress)
@@ -99,7 +95,7 @@ def measure(
         student = found["name"]
         if student in (EAGER, ORT):
             continue
-        interval = bootstrap(share, right[student], right[ORT], seed=plan.seed) if student in right else None
+        interval = bootstrap(share, right[student], right[ORT], seed=plan.seed)
         torch, ort = speedups[EAGER, student], speedups[ORT, student]
         rows.append(
             {
@@ -114,7 +110,6 @@ def measure(
                 "bytes": sizes[student],
                 "accuracy": found["quality"]["accuracy"],
                 "latency_ms": found["latency_ms"]["median"],
-                "peer": student not in right,
             }
         )
     facts = {
@@ -128,20 +123,18 @@ def measure(
 def draw(axes: Axes, name: str, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Share of the teacher's accuracy against how many times faster than it in PyTorch; the line is the front."""
     teacher = facts["teacher"]
-    points = [("teacher, PyTorch", 1.0, 1.0, None, False)]
-    points.append(("teacher, ORT fp32", teacher[EAGER]["latency_ms"] / teacher[ORT]["latency_ms"], 1.0, None, False))
+    points = [("teacher, PyTorch", 1.0, 1.0, None)]
+    points.append(("teacher, ORT fp32", teacher[EAGER]["latency_ms"] / teacher[ORT]["latency_ms"], 1.0, None))
     for row in rows:
-        points.append((row["student"], row["speedup_torch"], row["share_of_teacher"], row["interval"], row["peer"]))
+        points.append((row["student"], row["speedup_torch"], row["share_of_teacher"], row["interval"]))
     best = front([-point[1] for point in points], [point[2] for point in points])
     axes.step(
         [points[one][1] for one in best], [100 * points[one][2] for one in best], where="pre", color="#2563eb", linewidth=1.2, alpha=0.6
     )
-    for label, speed, part, interval, peer in points:
+    for label, speed, part, interval in points:
         if interval:
             axes.vlines(speed, 100 * interval[0], 100 * interval[1], color="#64748b", linewidth=1)
-        axes.scatter(
-            speed, 100 * part, s=28, marker="D" if peer else "o", facecolor="white" if peer else "#2563eb", edgecolor="#2563eb", zorder=3
-        )
+        axes.scatter(speed, 100 * part, s=28, color="#2563eb", zorder=3)
         axes.annotate(label, (speed, 100 * part), xytext=(4, -9 if "ORT" in label else 5), textcoords="offset points", fontsize=7)
     axes.axhline(99, color="#94a3b8", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")

@@ -122,3 +122,31 @@ def test_the_grid_has_length_one_odd_and_longest_with_uneven_padding():
     lengths = given["attention_mask"].sum(1)
     assert lengths[0] == 20 and lengths[1] == 1 and len(set(lengths)) > 2
     assert (given["input_ids"][given["attention_mask"] == 0] == 0).all()
+
+
+class Constant(torch.nn.Module):
+    """Logits of `value`, but of `value` / 1000 for texts of length 1."""
+
+    def __init__(self, model, value):
+        super().__init__()
+        self.config, self.value = model.config, value
+
+    def forward(self, input_ids, attention_mask):
+        small = 1000 if input_ids.shape[1] == 1 else 1
+        return torch.full((len(input_ids), 2), self.value / small)
+
+
+class Off:
+    def __init__(self, module, noise):
+        self.module, self.noise = module, noise
+
+    def logits(self, batch):
+        return self.module(*(torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask"))).numpy() + self.noise
+
+
+def test_noise_is_weighed_against_the_logits_of_all_shapes():
+    module = Constant(tiny_encoder(), 1.0)
+    assert 39 < compare(module, Off(module, 0.01), pairs=False).signal_db < 41
+    assert compare(module, Off(module, 0.5), pairs=False).signal_db < 7
+    nothing = Constant(tiny_encoder(), 0.0)
+    assert compare(nothing, Off(nothing, 0.01), pairs=False).signal_db == float("-inf")
