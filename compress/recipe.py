@@ -13,6 +13,14 @@ run = "distill"
 out = "student"
 teacher = "teacher"        # the `out` of an earlier stage, or a path
 
+What several stages share is said once, before them: `[defaults]` for every stage that knows the option, or `[[defaults]]` tables, each for
+the stages that its `run` names (`precision` is another thing to export). A stage's own value counts before them, a later table before
+an earlier one.
+
+[[defaults]]
+run = ["distill", "prune"]
+frozen = "tokens"
+
 A value may name environment variables, so that a recipe says where data lie without a path of one machine: `data = "$ALAMBIC_DATA/sst2"`.
 
 A base from nothing is the encoder's configuration, as a table of the stage: `[stage.base]` after its options. It is written to
@@ -76,15 +84,15 @@ def read_recipe(value: str) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}.", "Mend that line; `compress run --help` shows a recipe.") from None
     content = _filled_in(content, str(path))
-    _known(content, {"data", "text", "label", "stage"}, str(path))
+    _known(content, {"data", "text", "label", "defaults", "stage"}, str(path))
     if not isinstance(content.get("data"), str):
         raise ConfigError(f"{path} names no data.", 'Add a line such as data = "tweets" at its top.')
     tables = content.get("stage", [])
     if not isinstance(tables, list) or not tables:
         raise ConfigError(f"{path} has no [[stage]].", "A recipe is a list of [[stage]] tables, each with `run` and `out`.")
     steps: list[Step] = []
-    for number, table in enumerate(tables, start=1):
-        steps.append(_step(dict(table), f"{path}, stage {number}", [step.out for step in steps]))
+    for number, table in enumerate(_with_defaults(tables, content.get("defaults", []), str(path)), start=1):
+        steps.append(_step(table, f"{path}, stage {number}", [step.out for step in steps]))
     text = content.get("text", [])
     data = {"source": content["data"], "text": [text] if isinstance(text, str) else text, "label": content.get("label", "")}
     return Recipe(path.stem, data, tuple(steps))
@@ -131,6 +139,33 @@ def _filled_in(value: Any, where: str) -> Any:
     return VARIABLE.sub(variable, value)
 
 
+def _with_defaults(tables: list[dict[str, Any]], defaults: Any, where: str) -> list[dict[str, Any]]:
+    """The tables of the stages, each with the defaults that it knows and does not say itself; ConfigError for one that none knows."""
+    if isinstance(defaults, dict):
+        defaults = [defaults]
+    if not isinstance(defaults, list) or not all(isinstance(default, dict) for default in defaults):
+        raise ConfigError(f"{where}: defaults = {defaults!r} is no table.", "Write [defaults] above a line for each option.")
+    shared: list[dict[str, Any]] = [{} for _ in tables]
+    for default in defaults:
+        runs = default.get("run", list(STAGES))
+        runs = [runs] if isinstance(runs, str) else runs
+        for key in sorted(default.keys() - {"run"}):
+            knowing = [number for number, table in enumerate(tables) if table.get("run") in runs and key in _keys(table["run"])]
+            if not knowing:
+                among = f" among {', '.join(map(str, runs))}" if "run" in default else ""
+                raise ConfigError(
+                    f"{where}, defaults: no stage{among} knows {key!r}.", "Mend its name, or the `run` of the table that says it."
+                )
+            for number in knowing:
+                shared[number][key] = default[key]
+    return [{**known, **table} for known, table in zip(shared, tables, strict=True)]
+
+
+def _keys(name: str) -> set[str]:
+    """What a stage's table may say beside `run` and `out`; nothing if there is no such stage."""
+    return {*STAGES[name].roles, *STAGES[name].options.model_fields} if name in STAGES else set()
+
+
 def _step(table: dict[str, Any], where: str, earlier: list[str]) -> Step:
     name = table.pop("run", None)
     if name not in STAGES:
@@ -149,8 +184,7 @@ def _step(table: dict[str, Any], where: str, earlier: list[str]) -> Step:
             )
         if value is not None:
             sources |= named([str(item) for item in value]) if isinstance(value, list) else {role: str(value)}
-    known = {"run", "out", *stage.roles, *stage.options.model_fields}
-    _known(table, known, where)
+    _known(table, {"run", "out", *_keys(name)}, where)
     options = read_options(stage.options, table, where)
     if base is not None:
         if "base" not in stage.roles:

@@ -87,6 +87,99 @@ def test_a_base_that_cannot_be_is_refused_before_anything_runs(recipe):
         read(recipe, "unigram:50", "unigram")
 
 
+SHARED = """
+data = "somewhere"
+
+[defaults]
+max_length = 24
+
+[[stage]]
+run = "train"
+out = "teacher"
+base = "minilm"
+batch_size = 8
+
+[[stage]]
+run = "distill"
+out = "student"
+teacher = "teacher"
+max_length = 16
+
+[[stage]]
+run = "prune"
+out = "pruned"
+model = "student"
+heads = 2
+
+[[stage]]
+run = "export"
+model = "pruned"
+"""
+SEVERAL = """[[defaults]]
+max_length = 24
+batch_size = 64
+
+[[defaults]]
+run = ["train", "prune"]
+precision = "bf16"
+
+[[defaults]]
+run = ["distill", "prune"]
+teacher = "another"
+heads = 4
+batch_size = 128
+
+[[stage]]"""
+
+
+def test_defaults_go_to_every_stage_that_knows_them_and_its_own_value_counts_before_them(tmp_path):
+    file = tmp_path / "shared.toml"
+    file.write_text(SHARED)
+    assert [getattr(step.options, "max_length", None) for step in read_recipe(str(file)).steps] == [24, 16, 24, None]
+    file.write_text(SHARED.replace("[defaults]\nmax_length = 24\n\n[[stage]]", SEVERAL, 1))
+    teacher, student, pruned, _ = read_recipe(str(file)).steps
+    assert [step.options.batch_size for step in (teacher, student, pruned)] == [8, 128, 128]
+    assert [step.options.precision for step in (teacher, student, pruned)] == ["bf16", "fp32", "bf16"]
+    assert (student.options.heads, pruned.options.heads) == ((4,), (2,))
+    assert (teacher.sources, student.sources) == ({"base": "minilm"}, {"teacher": "teacher"})
+    assert pruned.sources == {"model": "student", "teacher": "another"}
+
+
+def test_a_recipe_with_defaults_is_the_recipe_that_says_them_in_each_stage(recipe):
+    spelled = read_recipe(str(recipe)).steps
+    shared = recipe.read_text().replace("max_length = 24\n", "").replace("[[stage]]", "[defaults]\nmax_length = 24\n\n[[stage]]", 1)
+    recipe.write_text(shared)
+    assert shared.count("max_length") == 1 and read_recipe(str(recipe)).steps == spelled
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("[defaults]\ncolour = 3", "wrong.toml, defaults: no stage knows 'colour'."),
+        ('[defaults]\nrun = "train"\nheads = 3', "wrong.toml, defaults: no stage among train knows 'heads'."),
+        ('[[defaults]]\nrun = ["distil", "quantize"]\nmax_length = 3', "no stage among distil, quantize knows 'max_length'."),
+        ("[defaults]\nout = 'here'", "wrong.toml, defaults: no stage knows 'out'."),
+        ("defaults = 3", "wrong.toml: defaults = 3 is no table."),
+    ],
+)  # fmt: skip
+def test_a_default_that_no_stage_knows_is_an_error(tmp_path, wrong, message):
+    file = tmp_path / "wrong.toml"
+    file.write_text(SHARED.replace("[defaults]\nmax_length = 24", wrong, 1))
+    with pytest.raises(ConfigError) as error:
+        read_recipe(str(file))
+    assert error.value.message.endswith(message)
+
+
+@pytest.mark.parametrize("name", ["headline-sst2", "headline-trec"])
+def test_headlines_say_once_how_they_are_taught(name, monkeypatch):
+    monkeypatch.setenv("ALAMBIC_DATA", "somewhere")
+    taught = [step.options for step in read_recipe(name).steps if step.stage.name in ("distill", "prune")]
+    assert len({options.unlabelled for options in taught}) == 1 and all(
+        options.unlabelled and options.split_sentences for options in taught
+    )
+    assert all(not step.options.unlabelled for step in read_recipe(name).steps if step.stage.name == "quantize")
+
+
 @pytest.mark.parametrize("name", ["demo", "proposed", "long"])
 def test_shipped_recipes_go_through_the_whole_chain(name):
     recipe = read_recipe(name)
