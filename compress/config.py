@@ -62,7 +62,7 @@ class Training(Options):
 
 
 EARLY_POOLING = "Pool in the last layer before its output projection and feed-forward network, which then run once a text: faster."
-VOCABULARIES = ("unigram", "unigram_cased")
+VOCABULARIES = ("unigram", "unigram_cased", "trimmed")
 
 
 def _known_vocabulary(text: str | None) -> str | None:
@@ -91,7 +91,9 @@ class TrainOptions(Training):
     )
     early_pooling: bool = Field(False, description=EARLY_POOLING)
     vocabulary: str | None = Field(
-        None, description="Train a vocabulary on the texts, such as unigram:16000; unigram_cased tells capitals from small letters."
+        None,
+        description="Another vocabulary: unigram:16000 trains one on the texts (unigram_cased tells capitals from small letters), "
+        "trimmed:16000 keeps that many of the base's pieces, those that the texts use most.",
     )
 
     _vocabulary = field_validator("vocabulary")(_known_vocabulary)
@@ -162,7 +164,9 @@ class DistillOptions(Selection):
         (), description="Other attention for the student's layers, such as window:512; of several, they take each in turn."
     )
     vocabulary: str | None = Field(
-        None, description="A vocabulary of the student's own, trained on the texts, such as unigram:16000 (or unigram_cased:16000)."
+        None,
+        description="A vocabulary of the student's own: unigram:16000 trains one on the texts (unigram_cased tells capitals from small "
+        "letters), trimmed:16000 keeps that many pieces of the one that it has, those that the texts use most.",
     )
 
     _vocabulary = field_validator("vocabulary")(_known_vocabulary)

@@ -1,11 +1,14 @@
-"""A vocabulary of one's own: Unigram trained on the text at hand, and a model moved to it from the vocabulary that it has.
+"""A vocabulary of one's own: trained on the text at hand or trimmed to it, and a model moved to it from the vocabulary that it has.
 
-SentencePiece trains it (Kudo 2018; Kudo and Richardson 2018), on one thread, so that the same texts give the same bytes. A piece
-starts as the mean of the old pieces that its letters are made of (as Minixhofer et al. 2022 and Gee et al. 2022 start theirs).
+SentencePiece trains a Unigram one (Kudo 2018; Kudo and Richardson 2018), on one thread, so that the same texts give the same bytes. A
+piece starts as the mean of the old pieces that its letters are made of (as Minixhofer et al. 2022 and Gee et al. 2022 start theirs).
+A trimmed one (Ushio et al. 2023) keeps the old pieces that the texts use most, as they are.
 """
 
 import io
+import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from model.tokenizer_json import SPACE
 
 RULES = {"unigram": "nmt_nfkc_cf", "unigram_cased": "nmt_nfkc"}
 """Kind of vocabulary → SentencePiece's rule for normalizing text; unigram takes capitals for small letters."""
+TRIMMED = "trimmed"
 COVERAGE = 0.9999  # share of all characters that become pieces; the rarest are unknown, or one odd text would cost many pieces
 SPECIAL: dict[str, Any] = {
     "pad_id": 0,
@@ -83,14 +87,79 @@ def train_vocabulary(wanted: str, texts: Iterable[str]) -> bytes:
     return written.getvalue()
 
 
-def own_tokenizer(wanted: str, texts: Iterable[str], folder: Path, max_length: int) -> Tokenizer:
-    """The tokenizer of a vocabulary trained on `texts`; the model is kept in `folder`, where a second call finds it."""
+def trim_vocabulary(wanted: str, texts: Iterable[str], tokenizer: Tokenizer) -> bytes:
+    """The `tokenizer.json` of `tokenizer` with as many of its pieces as `wanted` (trimmed:SIZE) says.
+
+    Kept are special tokens, single characters that are ASCII or in the texts, then the pieces that the texts use most, and of those
+    that they do not use the lowest ids: vocabularies number frequent pieces first (after places held free and foreign characters). A word
+    whose piece is gone is split into shorter ones.
+    Raises ConfigError if there are no more pieces than that, if those that have to stay are more, or if pieces cannot be left out:
+    BPE makes each of two others, and SentencePiece's model is the truth where there is one.
+    """
+    _, size = read_vocabulary(wanted)
+    rules = tokenizer.rules
+    kind = rules["model"]["type"]
+    if tokenizer.kind == "sentencepiece" or kind not in ("WordPiece", "Unigram"):
+        what = "A SentencePiece model" if tokenizer.kind == "sentencepiece" else f"A vocabulary of the kind {kind}"
+        raise ConfigError(
+            f"{what} cannot be trimmed, only WordPiece and Unigram in a tokenizer.json.", f"Train one: --vocabulary unigram:{size}."
+        )
+    if size >= len(tokenizer.numbers):
+        raise ConfigError(f"{wanted} trims nothing: the vocabulary has {len(tokenizer.numbers):,} pieces.", "Give fewer, or leave it out.")
+    used = Counter(number for text in texts for number in tokenizer.split(text))
+    stay = {added["id"] for added in rules["added_tokens"]} | set(tokenizer.special_ids.values())
+    for piece, number in tokenizer.numbers.items():
+        bare = piece.removeprefix("##")
+        if len(bare) == 1 and (bare.isascii() or bare == SPACE or used[number]):
+            stay.add(number)
+    if len(stay) > size:
+        what = f"{wanted} is too small: special tokens and single characters are {len(stay):,} pieces already."
+        raise ConfigError(what, f"Give at least --vocabulary {TRIMMED}:{len(stay)}.")
+    tokens = tokenizer.tokens
+    places_held = {number for number, piece in enumerate(tokens) if len(piece.removeprefix("##")) == 1 or piece.startswith("[unused")}
+    ranked = sorted(set(tokenizer.numbers.values()) - stay, key=lambda number: (-used[number], number in places_held, number))
+    kept = {old: new for new, old in enumerate(sorted([*stay, *ranked[: size - len(stay)]]))}
+    return json.dumps(_renumbered(rules, kept), ensure_ascii=False).encode()
+
+
+def _renumbered(rules: dict[str, Any], kept: dict[int, int]) -> dict[str, Any]:
+    """A `tokenizer.json` with the pieces `kept` (old id → new id) alone."""
+    model, ends = dict(rules["model"]), rules["post_processor"]
+    if model["type"] == "WordPiece":
+        model["vocab"] = {piece: kept[number] for piece, number in model["vocab"].items() if number in kept}
+    else:
+        model["vocab"] = [entry for number, entry in enumerate(model["vocab"]) if number in kept]
+        model["unk_id"] = kept[model["unk_id"]]
+    added = [{**token, "id": kept[token["id"]]} for token in rules["added_tokens"]]
+    if ends and ends["type"] == "TemplateProcessing":
+        special = {name: {**token, "ids": [kept[number] for number in token["ids"]]} for name, token in ends["special_tokens"].items()}
+        ends = {**ends, "special_tokens": special}
+    elif ends:  # BertProcessing, RobertaProcessing
+        ends = {**ends, **{role: [ends[role][0], kept[ends[role][1]]] for role in ("sep", "cls")}}
+    return {**rules, "model": model, "added_tokens": added, "post_processor": ends}
+
+
+def own_tokenizer(wanted: str, texts: Iterable[str], folder: Path, max_length: int, old: Tokenizer | None = None) -> Tokenizer:
+    """The tokenizer of a vocabulary trained on `texts`, or of `old` trimmed to them; it is kept in `folder`, where a second call finds it.
+
+    Raises ConfigError if a vocabulary is to be trimmed and there is no old one.
+    """
+    trims = read_vocabulary(wanted)[0] == TRIMMED
 
     def make() -> Tokenizer:
-        file = folder / SENTENCEPIECE_FILE
+        file = folder / ("tokenizer.json" if trims else SENTENCEPIECE_FILE)
         if not file.exists():
-            content = train_vocabulary(wanted, texts)
+            if not trims:
+                content = train_vocabulary(wanted, texts)
+            elif old is None:
+                what = f"{wanted} trims the vocabulary of the base, which is a configuration without one."
+                raise ConfigError(what, f"Train one: --vocabulary unigram:{read_vocabulary(wanted)[1]}.")
+            else:
+                content = trim_vocabulary(wanted, texts, old)
             folder.mkdir(parents=True, exist_ok=True)
+            if old is not None and trims:
+                old.save(folder)
+                file.unlink()
             partial = file.with_suffix(".partial")
             partial.write_bytes(content)
             partial.rename(file)
@@ -105,6 +174,8 @@ def origins(ours: Tokenizer, theirs: Tokenizer) -> list[list[int]]:
     No ids for what `theirs` has nothing for, such as a space alone.
     """
     known = theirs.numbers
+    if ours.numbers.keys() <= known.keys():
+        return [[known[piece]] for piece in ours.tokens]
     roles = {token: known[theirs.special[role]] for role, token in ours.special.items() if role in theirs.special}
     inside = "##" if theirs.kind == "wordpiece" else ""  # how the old vocabulary writes what goes on within a word
     found: list[list[int]] = [[] for _ in range(ours.vocabulary)]

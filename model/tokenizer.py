@@ -75,6 +75,12 @@ class Tokenizer:
         """sha256 of the vocabulary and the rules: equal digests give equal ids at equal `max_length`."""
         return sha256(self._files.get(SENTENCEPIECE_FILE) or self._rules())
 
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The content of its `tokenizer.json`, without truncation and padding."""
+        found: dict[str, Any] = json.loads(self._rules())
+        return found
+
     @cached_property
     def numbers(self) -> dict[str, int]:
         """Token → id, special tokens included."""

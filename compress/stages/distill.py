@@ -50,7 +50,7 @@ def run(options: DistillOptions, sources: Mapping[str, Source], data: Data, work
     if options.vocabulary is not None:
         refuse_tokens(teacher.task, options)
         read = chain(texts_of(data.splits["train"]), *texts.others)
-        ours = own_tokenizer(options.vocabulary, read, workspace.work / "vocabulary", options.max_length)
+        ours = own_tokenizer(options.vocabulary, read, workspace.work / "vocabulary", options.max_length, tokenizer)
         student, tokenizer = moved(student, ours, tokenizer), replace(ours, typed=tokenizer.typed)
         say(f"  a vocabulary of its own: {tokenizer.vocabulary:,} pieces")
     student = reshaped(student, options.pooling, options.early_pooling, options.positions_after_norm, options.activation)

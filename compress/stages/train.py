@@ -96,9 +96,10 @@ def _begin(
         raise ConfigError(
             f"--vocabulary {options.vocabulary} trains a tokenizer, and --tokenizer {given.path} brings one.", "Give one of the two."
         )
-    ours = own_tokenizer(options.vocabulary, texts_of(data.splits["train"]), workspace.work / "vocabulary", options.max_length)
-    say(f"  a vocabulary of {ours.vocabulary:,} pieces trained on {len(data.splits['train']):,} texts")
-    if base.path.is_file():
+    theirs = None if base.path.is_file() else open_tokenizer(base.path, options.max_length)
+    read = texts_of(data.splits["train"])
+    ours = own_tokenizer(options.vocabulary, read, workspace.work / "vocabulary", options.max_length, theirs)
+    say(f"  a vocabulary of {ours.vocabulary:,} pieces made for {len(data.splits['train']):,} texts")
+    if theirs is None:
         return start(base, ours, head, options.dropout), ours
-    theirs = open_tokenizer(base.path, options.max_length)
     return moved(start(base, theirs, head, options.dropout), ours, theirs), ours
