@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from compress.config import Training
 from compress.masking import Masking, masking_for
 from compress.ranks import local_processes, processes, rank
+from compress.sharding import backend, give_back, in_shares, load_shares, read_sharding, save_shares, shard, take_launch, taken
 from compress.tasks import PRETRAINING, texts_of, truth_of
 from model.build import Model
 from model.errors import EnvironmentProblem
@@ -167,7 +168,7 @@ def prepare(options: Training) -> None:
     """Threads, seeds, device and the other processes, before a stage computes anything.
 
     Raises EnvironmentProblem if there is no such device, or it has not the precision (Trainer would train in fp32 without a word), if
-    nothing can compile, and for FSDP, of which accelerate makes plain copies on CPUs, without a word either.
+    nothing can compile, and for what `accelerate launch` asks for and is not done (see `compress.sharding`).
     """
     torch.set_num_threads(options.threads or max(1, usable_cores() // local_processes()))
     set_seed(options.seed)
@@ -182,11 +183,9 @@ def prepare(options: Training) -> None:
     if options.compile and shutil.which(compiler) is None:
         what = f"--compile builds kernels with a C++ compiler, and there is no {compiler} here."
         raise EnvironmentProblem(what, "Install one (package g++), name yours in the variable CXX, or leave --compile out.")
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        what = "FSDP was asked for (ACCELERATE_USE_FSDP): accelerate shards no model on CPUs, and on GPUs it was never run here."
-        raise EnvironmentProblem(what, "Train whole copies: `torchrun --nproc-per-node N … compress train`.")
-    if processes() > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo" if options.device == "cpu" else "nccl")
+    sharding = take_launch(options)
+    if (processes() > 1 or sharding) and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend(options.device, sharding))
 
 
 def in_turn(make: Callable[[], T]) -> T:
@@ -237,6 +236,7 @@ def train(model: Model, corpus: Corpus, objective: Objective, options: Training,
 
     Returns steps and the loss averaged over the last tenth of them. Ends the process if it is one that helps another (`compress.ranks`).
     """
+    sharding = read_sharding()
     arguments = TrainingArguments(
         output_dir=str(work),
         num_train_epochs=1,
@@ -252,7 +252,7 @@ def train(model: Model, corpus: Corpus, objective: Objective, options: Training,
         tf32=options.tf32 or None,
         use_cpu=options.device == "cpu",
         ddp_find_unused_parameters=False,
-        ddp_backend=("gloo" if options.device == "cpu" else "nccl") if processes() > 1 else None,
+        ddp_backend=backend(options.device, sharding) if processes() > 1 else None,
         seed=options.seed,
         save_strategy="steps",
         save_steps=options.checkpoint_every,
@@ -263,17 +263,23 @@ def train(model: Model, corpus: Corpus, objective: Objective, options: Training,
         remove_unused_columns=False,
     )
     batches = schedule_of_batches(corpus.lengths, options.batch_size, options.epochs, options.seed)
-    model.checkpointing = options.checkpointing
+    model.checkpointing = options.checkpointing or (sharding is not None and sharding.checkpointing)
     if options.frozen == "tokens":
         model.get_submodule(model.config.table).requires_grad_(False)
-    lesson = _Lesson(model, objective)
+    lesson = _Lesson(taken(model) if sharding else model, objective)
     if options.compile:
         lesson.compile(dynamic=True)
-    trainer = _Trainer(model=lesson, args=arguments, train_dataset=range(len(corpus)), callbacks=[_Told(progress)])
+    kind = _ShardedTrainer if sharding else _Trainer
+    trainer = kind(model=lesson, args=arguments, train_dataset=range(len(corpus)), callbacks=[_Told(progress)])
     trainer.remove_callback(PrinterCallback)
     trainer.corpus, trainer.parts = corpus, parts_of(batches, options.accumulation, rank(), processes())
-    trainer.train(resume_from_checkpoint=in_turn(lambda: _last_checkpoint(work)))
-    if processes() > 1:
+    if sharding:
+        trainer.whole = sharding.whole
+        shard(lesson, sharding, options.device)
+    trainer.train(resume_from_checkpoint=in_turn(lambda: _last_checkpoint(work, shares=sharding is not None)))
+    if sharding:
+        give_back(lesson.student, model)
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if rank():
         sys.exit(0)
@@ -298,6 +304,7 @@ class _Lesson(nn.Module):
 class _Trainer(Trainer):
     corpus: Corpus
     parts: list[Part]
+    whole = False  # process 0 writes what is sharded
 
     def get_train_dataloader(self) -> Any:
         """The parts in order; they are this process's own already, so accelerate has nothing to share out."""
@@ -308,7 +315,8 @@ class _Trainer(Trainer):
         return {**self.corpus.batch(parts[0].rows, parts[0].step), "weight": torch.tensor(parts[0].weight)}
 
     def compute_loss(self, model: Any, inputs: Inputs, *_: Any, **__: Any) -> Tensor:
-        loss: Tensor = model(inputs)
+        with self.accelerator.autocast():  # which accelerate gives to what it wraps by itself
+            loss: Tensor = model(inputs)
         return loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -317,6 +325,28 @@ class _Trainer(Trainer):
             torch.distributed.barrier()
         if not rank():  # a kill before this: not gone on from
             (Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+
+
+class _ShardedTrainer(_Trainer):
+    """Checkpoints of what no process has whole: weights, optimizer and schedule in one."""
+
+    def save_model(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        save_shares(*self._trained, Path(output_dir), whole=self.whole)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_shares(*self._trained, Path(checkpoint))
+
+    @property
+    def _trained(self) -> tuple[Any, Any, Any]:
+        optimizer: Any = self.optimizer
+        return self.model, optimizer.optimizer, self.lr_scheduler  # the optimizer that accelerate wrapped
 
 
 class _Told(TrainerCallback):
@@ -332,11 +362,18 @@ class _Told(TrainerCallback):
         self.progress(state.global_step, state.max_steps, self.loss)
 
 
-def _last_checkpoint(work: Path) -> str | None:
-    """The newest whole checkpoint; what a kill left half-written is removed."""
+def _last_checkpoint(work: Path, *, shares: bool) -> str | None:
+    """The newest whole checkpoint; what a kill left half-written is removed.
+
+    Raises EnvironmentProblem if it was written in shares, and should not be, or the other way round.
+    """
     found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     for path in found:
         if not (path / COMPLETE).exists():
             shutil.rmtree(path)
     whole = [path for path in found if path.exists()]
+    if whole and in_shares(whole[-1]) != shares:
+        ways = ("sharded training", "training of whole copies")
+        what = f"{whole[-1]} was written by {ways[shares]}, which {ways[not shares]} cannot go on from."
+        raise EnvironmentProblem(what, "Launch it as it was launched before, or give --overwrite to begin again.")
     return str(whole[-1]) if whole else None

@@ -114,13 +114,6 @@ def test_compiling_needs_a_compiler(monkeypatch):
     assert "leave --compile out" in error.value.hint
 
 
-def test_sharding_is_refused(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(EnvironmentProblem, match="FSDP was asked for .* accelerate shards no model on CPUs") as error:
-        prepare(TrainOptions())
-    assert "torchrun --nproc-per-node" in error.value.hint
-
-
 @pytest.mark.slow
 def test_compiled_training_is_the_same_training(tmp_path):
     write_data(tmp_path / "data")
