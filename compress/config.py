@@ -61,7 +61,6 @@ class Training(Options):
     checkpoint_every: int = _runtime(200, "Steps between checkpoints, from which a killed run goes on.", ge=1)
 
 
-EARLY_POOLING = "Pool in the last layer before its output projection and feed-forward network, which then run once a text: faster."
 VOCABULARIES = ("unigram", "unigram_cased", "trimmed")
 
 
@@ -72,7 +71,32 @@ def _known_vocabulary(text: str | None) -> str | None:
     return text
 
 
-class TrainOptions(Training):
+class Form(Options):
+    """What train and distill can make of a model before it learns."""
+
+    attention: tuple[str, ...] = Field(
+        (), description="Other attention for the layers, such as window:512; of several, they take each in turn (default: as it was)."
+    )
+    early_pooling: bool = Field(
+        False,
+        description="Pool in the last layer before its output projection and feed-forward network, which then run once a text: faster.",
+    )
+    positions_after_norm: bool = Field(
+        False, description="Add positions to normed embeddings: export then folds embeddings and the first projection into one table."
+    )
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu", "sigmoid"] | None = Field(
+        None, description="Another activation for its layers (default: as it was); relu costs nothing in int8."
+    )
+    vocabulary: str | None = Field(
+        None,
+        description="Another vocabulary: unigram:16000 trains one on the texts (unigram_cased tells capitals from small letters), "
+        "trimmed:16000 keeps that many pieces of the one that there is, those that the texts use most.",
+    )
+
+    _vocabulary = field_validator("vocabulary")(_known_vocabulary)
+
+
+class TrainOptions(Form, Training):
     """Options of `compress train`."""
 
     task: Literal["auto", "embedding", "masked", "replaced"] = Field(
@@ -86,17 +110,7 @@ class TrainOptions(Training):
     prefix: int = Field(
         0, ge=0, description="Freeze the base and train this many prefix keys and values a layer, and the head; only these are saved."
     )
-    attention: tuple[str, ...] = Field(
-        (), description="Other attention for the layers, such as window:512; of several, they take each in turn (default: the base's)."
-    )
-    early_pooling: bool = Field(False, description=EARLY_POOLING)
-    vocabulary: str | None = Field(
-        None,
-        description="Another vocabulary: unigram:16000 trains one on the texts (unigram_cased tells capitals from small letters), "
-        "trimmed:16000 keeps that many of the base's pieces, those that the texts use most.",
-    )
-
-    _vocabulary = field_validator("vocabulary")(_known_vocabulary)
+    depth: int | None = Field(None, ge=1, description="Layers of the base to keep, evenly spaced, its last one the last (default: all).")
 
 
 class Distillation(Training):
@@ -145,31 +159,14 @@ class Selection(Distillation):
     scoring_texts: int = Field(1024, ge=1, description="Training texts on which heads and neurons are scored.")
 
 
-class DistillOptions(Selection):
+class DistillOptions(Form, Selection):
     """Options of `compress distill`."""
 
     depth: int = Field(2, ge=1, description="Layers of the student, started from the teacher layers that they are mapped to.")
     dropout: float | None = Field(0.0, ge=0, lt=1, description="Dropout of the student.")
-    early_pooling: bool = Field(False, description=EARLY_POOLING)
     pooling: Literal["mean", "cls"] | None = Field(
         None, description="What the student's head sees (default: as the teacher's); of cls, pooled early, the last layer computes one row."
     )
-    positions_after_norm: bool = Field(
-        False, description="Add positions to normed embeddings: export then folds embeddings and the first projection into one table."
-    )
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu", "sigmoid"] | None = Field(
-        None, description="Another activation for the student (default: the teacher's); relu costs nothing in int8."
-    )
-    attention: tuple[str, ...] = Field(
-        (), description="Other attention for the student's layers, such as window:512; of several, they take each in turn."
-    )
-    vocabulary: str | None = Field(
-        None,
-        description="A vocabulary of the student's own: unigram:16000 trains one on the texts (unigram_cased tells capitals from small "
-        "letters), trimmed:16000 keeps that many pieces of the one that it has, those that the texts use most.",
-    )
-
-    _vocabulary = field_validator("vocabulary")(_known_vocabulary)
 
 
 class PruneOptions(Selection):

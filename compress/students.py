@@ -20,9 +20,7 @@ def layer_map(depth: int, teacher_depth: int, chosen: tuple[int, ...] = ()) -> l
     Without `chosen`, evenly spaced, the last on the last. Raises ConfigError for a map that cannot be.
     """
     if depth > teacher_depth:
-        raise ConfigError(
-            f"A student of {depth} layers cannot come from a teacher of {teacher_depth}.", f"Give at most {teacher_depth} layers."
-        )
+        raise ConfigError(f"A model of {depth} layers cannot be made of one of {teacher_depth}.", f"Give at most {teacher_depth} layers.")
     if not chosen:
         return [(index + 1) * teacher_depth // depth - 1 for index in range(depth)]
     if len(chosen) != depth or min(chosen) < 0 or max(chosen) >= teacher_depth or list(chosen) != sorted(set(chosen)):

@@ -16,12 +16,13 @@ from compress.prefixes import start_from_tokens, with_prefix
 from compress.progress import bar, say
 from compress.sources import Source
 from compress.stage import Result, Workspace
+from compress.students import inherit, layer_map
 from compress.tasks import labels_of, trainable
 from compress.training import prepare, tokenize, train
 from compress.vocabularies import moved, own_tokenizer, texts_of
 from model.build import Model, as_encoder
 from model.checkpoint import save_model
-from model.conversion import convert_attention, read_attention, rebuilt
+from model.conversion import convert_attention, read_attention, reshaped
 from model.errors import ConfigError
 from model.tokenizer import Tokenizer, open_tokenizer
 
@@ -35,11 +36,13 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
         raise ConfigError(f"--generator is given, but the task is {task}: nothing is replaced.", "Leave it out, or give --task replaced.")
     prepare(options)
     model, tokenizer = _begin(options, sources, head_of(task, len(labels), options.pooling), data, workspace)
+    if options.depth is not None:
+        whole = as_encoder(model, sources["base"].path, "to choose among")
+        model = inherit(whole, layer_map(options.depth, len(whole.config.layers)))
     if options.attention:
         kinds = [read_attention(text) for text in options.attention]
         model = convert_attention(as_encoder(model, sources["base"].path, "with attention"), kinds)
-    if options.early_pooling:
-        model = rebuilt(as_encoder(model, sources["base"].path, "to pool early in"), early_pooling=True)
+    model = reshaped(model, None, options.early_pooling, options.positions_after_norm, options.activation)
     tokenizer = replace(tokenizer, typed=model.config.typed)
     corpus = tokenize(tokenizer, data.splits["train"], task, labels)
     if task == "regression":  # start from the mean, which takes many small steps to reach
@@ -75,7 +78,13 @@ def _check_prefix(options: TrainOptions, base: Source) -> None:
             f"--prefix {options.prefix} steers a backbone that has learned something, but {base.path} is a configuration without weights."
         )
         raise ConfigError(what, "Give a model as --base, or train all of it (without --prefix).")
-    other = [*([f"--attention {','.join(options.attention)}"] if options.attention else []), *(["--early-pooling"] * options.early_pooling)]
+    other = [
+        *([f"--depth {options.depth}"] if options.depth is not None else []),
+        *([f"--attention {','.join(options.attention)}"] if options.attention else []),
+        *(["--early-pooling"] * options.early_pooling),
+        *(["--positions-after-norm"] * options.positions_after_norm),
+        *([f"--activation {options.activation}"] if options.activation else []),
+    ]
     if other:
         what = f"--prefix and {' and '.join(other)} together: the backbone would not be the base any more."
         raise ConfigError(what, "Convert the base first (`compress train --attention …`), then train the prefix on that.")

@@ -102,7 +102,7 @@ def test_artifacts_that_do_not_fit(failing, house, tmp_path):
     for part in ("train", "validation", "test"):
         (other / f"{part}.jsonl").write_text((other / f"{part}.jsonl").read_text().replace('"bad"', '"terrible"'))
     assert "terrible" in failing("distill", house / "teacher", "--data", other, *out)
-    assert "A student of 9 layers cannot come from a teacher of 4" in failing(
+    assert "A model of 9 layers cannot be made of one of 4" in failing(
         "distill", house / "teacher", "--data", house / "data", "--depth", 9, *out
     )
     assert "Layer 0 has 4 heads; 5 cannot be kept" in failing("prune", house / "student", "--data", house / "data", "--heads", 5, *out)

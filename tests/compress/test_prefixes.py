@@ -104,9 +104,10 @@ def test_a_backbone_of_another_maker(tuned, house):
     [
         (("--base", "encoder.json", "--tokenizer", "tokenizer"), "encoder.json is a configuration without weights"),
         (("--base", "teacher", "--attention", "window:4"), "--prefix and --attention window:4 together"),
+        (("--base", "teacher", "--depth", "2", "--activation", "relu"), "--prefix and --depth 2 and --activation relu together"),
         (("--base", "quantized"), "The base is quantized: what its layers give cannot be steered by a prefix"),
     ],
-    ids=["no weights", "converted", "quantized"],
+    ids=["no weights", "converted", "of another form", "quantized"],
 )
 def test_what_is_no_backbone(house, tmp_path, arguments, message):
     given = [house / value if (house / value).exists() else value for value in arguments]

@@ -78,6 +78,23 @@ def test_a_student_goes_on_from_where_it_is(house, tmp_path):
     )
 
 
+def test_a_model_without_a_teacher_has_the_form_of_a_student(house, tmp_path):
+    form = ("--depth", 2, "--early-pooling", "--positions-after-norm", "--activation", "relu")
+    run("train", house / "data", "--base", house / "teacher", *form, *STILL, "--out", tmp_path / "alone")
+    base, alone = load_model(house / "teacher"), load_model(tmp_path / "alone")
+    for own, theirs in zip(alone.layers, (base.layers[1], base.layers[3]), strict=True):
+        assert torch.allclose(own.attention.output.weight, theirs.attention.output.weight, atol=1e-6)
+    assert [layer.feedforward.activation for layer in alone.config.layers] == ["relu", "relu"]
+    assert alone.config.early_pooling and alone.config.positions_after_norm
+    cut = ("--heads", 2, "--neurons", 12)
+    run("prune", tmp_path / "alone", "--data", house / "data", *cut, *STILL, "--out", tmp_path / "cut")
+    made = open_artifact(tmp_path / "cut").manifest
+    assert [layer.attention.heads for layer in load_model(tmp_path / "cut").config.layers] == [2, 2]
+    assert not any("teacher" in parents for parents in (made.parents, *(known["parents"] for known in made.ancestors.values())))
+    with pytest.raises(ConfigError, match="A model of 5 layers cannot be made of one of 4"):
+        run("train", house / "data", "--base", house / "teacher", "--depth", 5, *STILL, "--out", tmp_path / "x")
+
+
 def test_a_classifier_of_transformers_teaches_in_every_stage(house, tmp_path):
     """Of a family that our encoder cannot be: by its answers, which are kept."""
     write_teacher(tmp_path / "mpnet", known=False)

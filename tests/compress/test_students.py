@@ -47,7 +47,7 @@ def test_a_map_that_cannot_be_is_refused(chosen):
 
 
 def test_a_student_deeper_than_its_teacher_is_refused():
-    with pytest.raises(ConfigError, match="A student of 3 layers cannot come from a teacher of 2"):
+    with pytest.raises(ConfigError, match="A model of 3 layers cannot be made of one of 2"):
         layer_map(3, 2)
 
 
