@@ -191,19 +191,20 @@ for _name in STAGES:
     _stage_command(_name)
 
 
-@cli.command(epilog=_epilog("compress run demo --out runs/demo\ncompress run my-recipe.toml --out runs/mine"))
+@cli.command(epilog=_epilog("compress run demo --out runs/demo\ncompress run my-recipe.toml --out runs/mine --seed 1"))
 @click.argument("recipe")
 @click.option("--out", required=True, metavar="OUT", help="Directory under which each stage writes its own.")
+@click.option("--seed", type=click.IntRange(min=0), help="Repeat with another seed, in OUT/seed-N, all but the stages that say their own.")
 @click.option("--overwrite", is_flag=True, help="Replace what was made otherwise.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
-def run(recipe: str, out: str, overwrite: bool, as_json: bool) -> None:
+def run(recipe: str, out: str, seed: int | None, overwrite: bool, as_json: bool) -> None:
     """Run a RECIPE (shipped name or TOML file): stages in order, skipping what is made."""
     from compress.progress import say, stage_line
     from compress.recipe import read_recipe, run_recipe
 
     if processes() > 1:
         raise ConfigError("torchrun was given a recipe.", "Several processes train one stage at a time: `torchrun … compress train`.")
-    checked = read_recipe(recipe)
+    checked = read_recipe(recipe, seed)
     say(f"{checked.name}: {' → '.join(step.stage.name for step in checked.steps)} on {checked.data['source']}, into {out}")
     outcomes = run_recipe(checked, Path(out), overwrite=overwrite, done=lambda outcome: say(stage_line(outcome)))
     last = outcomes[-1]

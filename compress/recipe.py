@@ -21,6 +21,9 @@ an earlier one.
 run = ["distill", "prune"]
 frozen = "tokens"
 
+A recipe can be repeated with another seed (`compress run … --seed 1`): every stage that does not say its seed, and whatever comes from it,
+is made once more in OUT/seed-1; a stage that says it, such as a teacher with `seed = 0`, is shared.
+
 A value may name environment variables, so that a recipe says where data lie without a path of one machine: `data = "$ALAMBIC_DATA/sst2"`.
 
 A base from nothing is the encoder's configuration, as a table of the stage: `[stage.base]` after its options. It is written to
@@ -48,10 +51,14 @@ VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a recipe: its name in the recipe, its options, the names of its sources by role, the configuration of its base."""
+    """One stage of a recipe: its name in the recipe, its options, the names of its sources by role, the configuration of its base.
+
+    `place` is where it is written below the recipe's OUT: its name, in a folder of its own where it is made with another seed.
+    """
 
     stage: Stage
     out: str
+    place: str
     options: Options
     sources: dict[str, str]
     base: dict[str, Any] | None = None
@@ -71,8 +78,10 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
-def read_recipe(value: str) -> Recipe:
+def read_recipe(value: str, seed: int | None = None) -> Recipe:
     """Read a shipped recipe by name or a TOML file by path, and check all of it before anything runs.
+
+    `seed` is that of every stage that does not say its own; what it changes has another place.
 
     Raises ConfigError: no such recipe, damaged TOML, an unknown key, stage or source, an environment variable that is not set.
     """
@@ -92,7 +101,7 @@ def read_recipe(value: str) -> Recipe:
         raise ConfigError(f"{path} has no [[stage]].", "A recipe is a list of [[stage]] tables, each with `run` and `out`.")
     steps: list[Step] = []
     for number, table in enumerate(_with_defaults(tables, content.get("defaults", []), str(path)), start=1):
-        steps.append(_step(table, f"{path}, stage {number}", [step.out for step in steps]))
+        steps.append(_step(table, f"{path}, stage {number}", steps, seed))
     text = content.get("text", [])
     data = {"source": content["data"], "text": [text] if isinstance(text, str) else text, "label": content.get("label", "")}
     return Recipe(path.stem, data, tuple(steps))
@@ -107,13 +116,13 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool, done: Callable[[Ou
     data = load_data(**recipe.data)
     outcomes: list[Outcome] = []
     for number, step in enumerate(recipe.steps):
-        names = {earlier.out for earlier in recipe.steps[:number]}
-        paths = {role: str(out / value) if value in names else value for role, value in step.sources.items()}
+        places = {earlier.out: str(out / earlier.place) for earlier in recipe.steps[:number]}
+        paths = {role: places.get(value, value) for role, value in step.sources.items()}
         if step.base is not None:
-            paths["base"] = str(_write(step.base, out / f"{step.out}.json"))
+            paths["base"] = str(_write(step.base, out / f"{step.place}.json"))
         sources = open_sources(step.stage.kinds, paths)
         used = data if step.stage.needs_data else None
-        outcomes.append(run_stage(step.stage, step.options, sources, used, out / step.out, overwrite=overwrite))
+        outcomes.append(run_stage(step.stage, step.options, sources, used, out / step.place, overwrite=overwrite))
         done(outcomes[-1])
     return outcomes
 
@@ -166,8 +175,8 @@ def _keys(name: str) -> set[str]:
     return {*STAGES[name].roles, *STAGES[name].options.model_fields} if name in STAGES else set()
 
 
-def _step(table: dict[str, Any], where: str, earlier: list[str]) -> Step:
-    name = table.pop("run", None)
+def _step(table: dict[str, Any], where: str, before: list[Step], seed: int | None) -> Step:
+    earlier, name = [step.out for step in before], table.pop("run", None)
     if name not in STAGES:
         raise ConfigError(f"{where}: there is no stage {name!r}.", f"Stages: {', '.join(STAGES)}.")
     stage = STAGES[name]
@@ -177,7 +186,7 @@ def _step(table: dict[str, Any], where: str, earlier: list[str]) -> Step:
     base = table.pop("base") if isinstance(table.get("base"), dict) else None
     sources: dict[str, str] = {}
     for role, optional in stage.roles.items():
-        value = table.pop(role, None)
+        value = table.pop(role, None) or None  # "" is none, whatever the defaults say
         if value is None and not optional and not (role == "base" and base):
             raise ConfigError(
                 f"{where}: {name} needs `{role}`.", f"Give the `out` of an earlier stage ({', '.join(earlier) or 'none yet'}) or a path."
@@ -185,13 +194,18 @@ def _step(table: dict[str, Any], where: str, earlier: list[str]) -> Step:
         if value is not None:
             sources |= named([str(item) for item in value]) if isinstance(value, list) else {role: str(value)}
     _known(table, {"run", "out", *_keys(name)}, where)
+    again = seed is not None and "seed" in stage.options.model_fields and "seed" not in table
+    if again:
+        table["seed"] = seed
     options = read_options(stage.options, table, where)
     if base is not None:
         if "base" not in stage.roles:
             raise ConfigError(f"{where}: {name} has no base.", "Move the table to the stage that starts from it.")
         later = {"vocabulary": 1, "max_length": getattr(options, "max_length", 512), "head": {"labels": 2}}
         read_config({**base, **later}, f"base of {where}")
-    return Step(stage, out, options, sources, base)
+    if again or any(step.out in sources.values() and step.place != step.out for step in before):
+        return Step(stage, out, f"seed-{seed}/{out}", options, sources, base)
+    return Step(stage, out, out, options, sources, base)
 
 
 def _write(base: dict[str, Any], file: Path) -> Path:

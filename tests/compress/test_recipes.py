@@ -44,8 +44,8 @@ max_length = 24
 """
 
 
-def run(recipe: Path, out: Path) -> list[str]:
-    done = CliRunner().invoke(cli, ["run", str(recipe), "--out", str(out), "--json"], catch_exceptions=False, standalone_mode=False)
+def run(recipe: Path, out: Path, *more: str) -> list[str]:
+    done = CliRunner().invoke(cli, ["run", str(recipe), "--out", str(out), "--json", *more], catch_exceptions=False, standalone_mode=False)
     assert done.exception is None, done.output
     return [made["digest"] for made in json.loads(done.stdout)]
 
@@ -168,6 +168,33 @@ def test_a_default_that_no_stage_knows_is_an_error(tmp_path, wrong, message):
     with pytest.raises(ConfigError) as error:
         read_recipe(str(file))
     assert error.value.message.endswith(message)
+
+
+def test_another_seed_repeats_what_does_not_say_its_own(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace('out = "teacher"', 'out = "teacher"\nseed = 0'))
+    first, again = run(recipe, tmp_path / "out"), run(recipe, tmp_path / "out", "--seed", "1")
+    assert again[0] == first[0] and again[1] != first[1]
+    one, other = (open_artifact(tmp_path / "out" / place).manifest for place in ("quantized", "seed-1/quantized"))
+    assert (one.options["seed"], other.options["seed"]) == (0, 1) and one.parents == other.parents
+    assert not (tmp_path / "out" / "seed-1" / "teacher").exists()
+
+
+def test_what_comes_from_a_stage_of_another_seed_has_another_place_too(tmp_path):
+    file = tmp_path / "seeded.toml"
+    file.write_text(SHARED.replace("batch_size = 8", "seed = 0"))
+    places = [step.place for step in read_recipe(str(file), 7).steps]
+    assert places == ["teacher", "seed-7/student", "seed-7/pruned", "seed-7/export"]
+    assert [step.place for step in read_recipe(str(file)).steps] == [step.out for step in read_recipe(str(file)).steps]
+
+
+def test_a_stage_can_do_without_a_default(tmp_path):
+    file = tmp_path / "alone.toml"
+    shared = '[defaults]\nteacher = "teacher"\naugment = "swap:2"\nmax_length = 24'
+    alone = 'run = "prune"\nteacher = ""\naugment = []'
+    file.write_text(SHARED.replace("[defaults]\nmax_length = 24", shared).replace('run = "prune"', alone))
+    _, student, pruned, _ = read_recipe(str(file)).steps
+    assert (student.options.augment, pruned.options.augment) == (("swap:2",), ())
+    assert pruned.sources == {"model": "student"}
 
 
 @pytest.mark.parametrize("name", ["headline-sst2", "headline-trec"])
