@@ -11,21 +11,20 @@ from torch.nn import functional as F
 
 from model.errors import ConfigError
 from model.kinds import ConvolutionConfig
-from model.pooled import PooledNetwork, untyped
+from model.pooled import PooledNetwork, TableModel
 from model.quantized import make_room
 
 
-class Convolution(nn.Module):
+class Convolution(TableModel):
     """relu(convolution), its maximum and mean over the tokens, and a small network after them; the convolution is folded or not.
 
-    Beyond a text's ends and where there is padding stand zeros. A folded table has a last row of zeros for that. `checkpointing` has no
-    meaning here.
+    Beyond a text's ends and where there is padding stand zeros. A folded table has a last row of zeros for that.
     """
 
+    config: ConvolutionConfig
+
     def __init__(self, config: ConvolutionConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.checkpointing = False
+        super().__init__(config)
         self.tokens = None if config.folded else nn.Embedding(config.vocabulary, config.width)
         self.taps = None if config.folded else nn.Conv1d(config.width, config.channels, config.taps, padding="same", bias=False)
         self.rows = nn.Embedding(config.vocabulary + 1, config.taps * config.channels) if config.folded else None
@@ -36,33 +35,20 @@ class Convolution(nn.Module):
         if config.quantization:
             make_room(self, config.quantization, config.table)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
-        """Logits [B, labels] of token ids [B, S]; `attention_mask` [B, S] is 1 where there is a token, 0 where there is padding.
-
-        Without it nothing is padding.
-        """
-        return self.states(input_ids, attention_mask, token_type_ids)[0]
-
-    def states(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Logits [B, labels] and the hidden layer [B, neurons]: one state, pooled already."""
-        untyped(self.config.kind, token_type_ids)
-        there = None if attention_mask is None else attention_mask > 0
-        if self.training and self.config.token_dropout:
-            kept = torch.rand(input_ids.shape, device=input_ids.device) >= self.config.token_dropout
-            kept[:, 0] = True
+    def pooled(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """The maximum and the mean of each channel, [B, 2 C]."""
+        there = None if mask is None else mask > 0
+        if (kept := self.stays(ids)) is not None:
             there = kept if there is None else there & kept
-        y = self._looked_up(input_ids, there) if self.rows is not None else self._convolved(input_ids, there)
+        y = self._looked_up(ids, there) if self.rows is not None else self._convolved(ids, there)
         y = F.relu(y + self.bias)
-        if attention_mask is None:
+        if mask is None:
             mean = y.mean(dim=1)
         else:
-            mask = attention_mask.float()
-            y = y * mask[:, :, None]  # so padding cannot be the maximum: nothing is below zero
-            mean = y.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
-        logits, hidden = self.head(torch.cat([y.amax(dim=1), mean], dim=1))
-        return logits, [hidden]
+            real = mask.float()
+            y = y * real[:, :, None]  # so padding cannot be the maximum: nothing is below zero
+            mean = y.sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1.0)
+        return torch.cat([y.amax(dim=1), mean], dim=1)
 
     def _convolved(self, ids: Tensor, there: Tensor | None) -> Tensor:
         """[B, S, C]: the convolution as it is trained."""

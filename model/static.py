@@ -7,23 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from model.kinds import StaticConfig
-from model.pooled import PooledNetwork, untyped
+from model.pooled import PooledNetwork, TableModel
 from model.quantized import make_room
 
 MULTIPLIER = 1_000_003  # of the hash: a prime, so that it has no factor in common with the number of buckets
 
 
-class Static(nn.Module):
+class Static(TableModel):
     """Rows of tokens and of n-grams of neighbouring tokens, their mean, and a small network after it.
 
     One table holds the rows of the tokens and then those of the buckets. Bucket of an n-gram: (bucket of its first n - 1 tokens *
-    MULTIPLIER + last token) mod buckets, where the bucket of a single token is its id. `checkpointing` has no meaning here.
+    MULTIPLIER + last token) mod buckets, where the bucket of a single token is its id.
     """
 
+    config: StaticConfig
+
     def __init__(self, config: StaticConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.checkpointing = False
+        super().__init__(config)
         self.rows = nn.Embedding(config.vocabulary + (config.buckets if config.ngrams else 0), config.width)
         self.head = PooledNetwork(config, config.width)
         with torch.no_grad():
@@ -32,31 +32,18 @@ class Static(nn.Module):
         if config.quantization:
             make_room(self, config.quantization, config.table)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
-        """Logits [B, labels] of token ids [B, S]; `attention_mask` [B, S] is 1 where there is a token, 0 where there is padding.
-
-        Without it nothing is padding.
-        """
-        return self.states(input_ids, attention_mask, token_type_ids)[0]
-
-    def states(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Logits [B, labels] and the hidden layer [B, neurons]: one state, pooled already."""
-        untyped(self.config.kind, token_type_ids)
-        if attention_mask is None and not self.training:
-            logits, hidden = self.head(self.rows(self._numbers(input_ids)).mean(dim=1))
-            return logits, [hidden]
-        mask = torch.ones(input_ids.shape, device=input_ids.device) if attention_mask is None else attention_mask.float()
-        if self.training and self.config.token_dropout:
-            kept = torch.rand(mask.shape, device=mask.device) >= self.config.token_dropout
-            kept[:, 0] = True
+    def pooled(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """The mean [B, W] of the rows of all tokens and n-grams."""
+        if mask is None and not self.training:
+            mean: Tensor = self.rows(self._numbers(ids)).mean(dim=1)
+            return mean
+        mask = torch.ones(ids.shape, device=ids.device) if mask is None else mask.float()
+        if (kept := self.stays(ids)) is not None:
             mask = mask * kept
         weights = self._weights(mask)
         # A product of matrices sums over the bag; the clamp keeps a text without tokens finite.
-        total = (weights[:, None, :] @ self.rows(self._numbers(input_ids)))[:, 0]
-        logits, hidden = self.head(total / weights.sum(dim=1, keepdim=True).clamp(min=1.0))
-        return logits, [hidden]
+        total: Tensor = (weights[:, None, :] @ self.rows(self._numbers(ids)))[:, 0]
+        return total / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
 
     def _numbers(self, ids: Tensor) -> Tensor:
         """Numbers of the rows of all tokens and n-grams, [B, S + n-grams]."""
