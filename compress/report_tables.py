@@ -68,7 +68,7 @@ def model_rows(report: Report) -> list[Row]:
             {
                 "model": model["name"],
                 "runs as": f"{model['engine']} {model['precision']}, {model['provider']}, {model['mode']}",
-                "made by": ("another tool" if model.get("peer") else "alambic") if peers else "",
+                "made by": model.get("maker", "another tool" if model.get("peer") else "alambic") if peers else "",
                 name: f"{score_text(model)}{bounds(interval) if first in NUMBERS else shares(interval)}",
                 **others,
                 "median": f"{milliseconds(latency['median'])}{bounds(latency['interval'])}",

@@ -27,8 +27,9 @@ def run(options: BenchmarkOptions, sources: Mapping[str, Source], data: Data, wo
     part = data.splits[options.split]
     plan = Plan(**options.model_dump(include={"texts", "rounds", "seconds", "width", "threads", "sweep", "seed"}))
     texts, pairs, truth = questions(task, part, labels, sources, options.seed)
+    how = f"{len(ways)} ways in turn" if len(ways) > 1 else "one way"
     say(
-        f"  {len(ways)} ways in turn over {min(plan.texts, len(texts))} of {len(texts):,} {options.split} texts, {plan.rounds} rounds"
+        f"  {how} over {min(plan.texts, len(texts))} of {len(texts):,} {options.split} texts, {plan.rounds} rounds"
         + (f" and more, up to {plan.seconds:g} s" if plan.seconds else "")
     )
     baselines = [way.name for way in ways if way.model == next(iter(sources))]

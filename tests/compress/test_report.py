@@ -226,6 +226,13 @@ def test_a_peer_beyond_our_front_is_named_with_its_neighbours(peer: tuple[str, f
     assert said in peer_sentence(whole(peers=(peer,)))
 
 
+def test_a_model_without_a_teacher_is_no_other_tools() -> None:
+    report = whole(peers=(("alone", 2.4, 0.8),))
+    report["models"][-1]["maker"] = "alambic, without a teacher"
+    jsonschema.validate(report, schema())
+    assert [row["made by"] for row in model_rows(report)] == ["alambic"] * (len(report["models"]) - 1) + ["alambic, without a teacher"]
+
+
 def test_no_peers_no_sentence() -> None:
     assert peer_sentence(sample()) == ""
 
