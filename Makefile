@@ -4,12 +4,16 @@
 #   PIP_ARGS="..."              handed to pip, for instance an index of CPU wheels of torch
 #   WORKERS=2                   processes that run the tests
 #   DATA=sst2                   the set of `make headline`; ALAMBIC_DATA names the folder of those that are not built in
+#   SEEDS="1 2"                 more seeds of its students, which share the teacher
+#   PEERS=model2vec             other tools that it measures beside them, by commas; their environments take gigabytes
 
 PYTHON ?= python3
 PIP_ARGS ?=
 WORKERS ?= 2
 NAME ?= gpu
 DATA ?= tweets
+SEEDS ?=
+PEERS ?=
 
 EXTRAS = cpu,train,export,report,demo,dev
 SOURCES := $(shell find model serve export compress -type f -not -name '*.pyc')
@@ -23,10 +27,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: .venv/made
 	.venv/bin/compress run demo --out runs/demo
 
-# The fastest student that keeps its teacher's accuracy: recipe and measurement, tens of minutes.
+# From the teacher to the fastest students, and other tools beside them: recipe and measurement, tens of minutes.
 headline: .venv/made
-	.venv/bin/compress run headline-$(DATA) --out runs/headline-$(DATA)
-	.venv/bin/python benchmarks/headline.py $(DATA) --json benchmarks/headline.json --picture docs/headline.svg
+	set -e; for seed in '' $(SEEDS); do .venv/bin/compress run headline-$(DATA) --out runs/headline-$(DATA) $${seed:+--seed $$seed}; done
+	.venv/bin/python benchmarks/headline.py $(DATA) $(if $(PEERS),--peers $(PEERS)) --json benchmarks/headline.json --picture docs/headline.svg
 
 test: check
 	$(PYTEST) -n $(WORKERS)

@@ -11,9 +11,9 @@ what is there is taken again, so that after --prepare, which measures nothing, t
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,35 +137,19 @@ def in_int8(data: Data, model: Path, out: Path) -> Path:
 
 
 def without_teacher(data: Data, base: Path, out: Path, quick: bool) -> tuple[Path, Path]:
-    """Two layers of the base (of the thirds of its depth, as our students have them) fine-tuned on the labels, and the export of it."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    cut = out / "two-layers"
-    cut.mkdir(parents=True, exist_ok=True)
-    config = json.loads((base / "config.json").read_bytes())
-    depth = config["num_hidden_layers"]
-    chosen = {depth // 2 - 1: 0, depth - 1: 1}
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in load_file(base / "model.safetensors").items():
-        prefix, found, rest = name.partition("encoder.layer.")
-        number, _, inner = rest.partition(".")
-        if not found:
-            tensors[name] = tensor
-        elif int(number) in chosen:
-            tensors[f"{prefix}{found}{chosen[int(number)]}.{inner}"] = tensor.clone()
-    save_file(tensors, cut / "model.safetensors")
-    (cut / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
-    for file in base.glob("tokenizer*"):
-        shutil.copy(file, cut)
-    options = TrainOptions(epochs=3, batch_size=64, learning_rate=2e-4, precision="bf16", train_texts=QUICK_TEXTS if quick else None)
-    trained = run_stage(STAGES["train"], options, {"base": open_source(str(cut))}, data, out / "two-layers-trained")
+    """Two layers of the base, as our students have them, fine-tuned on the labels, and the export of it."""
+    texts = QUICK_TEXTS if quick else None
+    options = TrainOptions(depth=2, epochs=3, batch_size=64, learning_rate=2e-4, precision="bf16", train_texts=texts)
+    trained = run_stage(STAGES["train"], options, {"base": open_source(str(base))}, data, out / "two-layers-trained")
     source = {"model": open_source(str(trained.path), "torch")}
     return trained.path, run_stage(STAGES["export"], ExportOptions(), source, None, out / "two-layers-onnx").path
 
 
-def build_peers(data: Data, teacher: Path, base: Path, work: Path) -> tuple[list[tuple[Way, dict[str, Any]]], list[dict[str, str]]]:
-    """A way with its facts for every peer that builds, and the reason for every other."""
+def build_peers(
+    data: Data, teacher: Path, base: Path, work: Path, peers: Sequence[Peer] = PEERS
+) -> tuple[list[tuple[Way, dict[str, Any]]], list[dict[str, str]]]:
+    """A way with its facts for each of the `peers` that builds, and the reason for every other."""
+    work.mkdir(parents=True, exist_ok=True)
     train = data.splits["train"]
     texts = {"texts": train["text"][:2000], "train": {"text": train["text"][:], "label": [data.labels[row] for row in train["label"]]}}
     places: dict[str, Any] = {"plain": work / "plain", "base": base}
@@ -176,10 +160,11 @@ def build_peers(data: Data, teacher: Path, base: Path, work: Path) -> tuple[list
     ready, failed = [], []
     identity = [data.digest, open_artifact(teacher).digest, directory_digest(base)]
     try:
-        once([environment("optimum"), HERE / "plain_graph.py", teacher, places["plain"]], folders, places["plain"], identity)
+        if any("{plain}" in peer.arguments for peer in peers):
+            once([environment("optimum"), HERE / "plain_graph.py", teacher, places["plain"]], folders, places["plain"], identity)
     except BuildError as error:
         failed.append({"name": "plain graph", "reason": f"the teacher could not be written for other tools: {error}"})
-    for peer in PEERS:
+    for peer in peers:
         out = work / peer.name
         say(f"  {peer.name}")
         try:
@@ -261,7 +246,7 @@ def main() -> None:
         for name, path in {"without-teacher": graph, "without-teacher-int8": in_int8(data, trained, work)}.items():
             way, facts = own_way(name, path, "ort")
             note = "two layers of the base, fine-tuned on the labels" + (", quantized by us" if path != graph else "")
-            models.append((way, {**facts, "peer": True, "note": note}))
+            models.append((way, {**facts, "peer": True, "maker": "alambic, without a teacher", "note": note}))
     except AlambicError as error:
         failed.append({"name": "without-teacher", "reason": error.message})
     peers, broken = build_peers(data, teacher, base, work)

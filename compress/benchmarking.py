@@ -86,6 +86,8 @@ def benchmark(
 ) -> dict[str, Any]:
     """`protocol`, `models`, `comparisons`, `failed` and `disagreements` (of the first baseline and the last way), as in a report.
 
+    And `outputs`, what each way gave for all texts, by its name.
+
     `truth` is what `compress.tasks` compares outputs of `task` with (class numbers [n] into `names`, say), `names` are its labels. A model
     that takes the texts of a pair apart is timed on the first of them.
     `baselines` are names of ways (default: the first); every other way is compared with each.
@@ -200,7 +202,14 @@ def benchmark(
         protocol["lengths"] = lengths
     first, last = baselines[0], ways[-1].name
     apart = disagreements(task, texts, pairs, truth, names, outputs[first][0], outputs[last][0])
-    return {"protocol": protocol, "models": models, "comparisons": comparisons, "failed": failed, "disagreements": apart}
+    return {
+        "protocol": protocol,
+        "models": models,
+        "comparisons": comparisons,
+        "failed": failed,
+        "disagreements": apart,
+        "outputs": {name: given for name, (given, _) in outputs.items()},
+    }
 
 
 class _Steps:

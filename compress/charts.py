@@ -117,7 +117,7 @@ def pareto(axes: Axes, models: Sequence[Model]) -> None:
     axes.grid(axis="y")
     narrow = _width(axes) < NARROW
     texts = [str(number) if narrow else f"{model['name']}\n{size(model['bytes'])}" for number, model in enumerate(models, start=1)]
-    _label(axes, list(zip(latency, accuracy, strict=True)), texts, spans, areas, best)
+    label_points(axes, list(zip(latency, accuracy, strict=True)), texts, spans, areas, best)
 
 
 def _width(axes: Axes) -> float:
@@ -135,15 +135,20 @@ def front(latency: Sequence[float], accuracy: Sequence[float]) -> list[int]:
     return best
 
 
-def _label(
+def label_points(
     axes: Axes,
     points: Sequence[tuple[float, float]],
     texts: Sequence[str],
     spans: Sequence[tuple[float, float]],
     areas: Sequence[float],
     line: Sequence[int],
+    fontsize: float = 9,
+    colours: Sequence[str] = (),
 ) -> None:
-    """Write each text near its point, where it covers least of points, intervals (`spans`), the front (`line`) and other texts."""
+    """Write each text near its point, where it covers least of points, intervals (`spans`), the front (`line`) and other texts.
+
+    `colours`: one a text (default: the ink of the page).
+    """
     figure = axes.get_figure(root=True)
     assert figure
     figure.draw_without_rendering()  # settles the layout, so that pixels mean something
@@ -157,8 +162,8 @@ def _label(
     for (x, y), (right, up) in itertools.pairwise(pixels[line]):  # the front's steps: across, then up
         taken += [np.array([x, y - 2, right, y + 2]), np.array([right - 2, y, right + 2, up])]
     inside = np.array(axes.get_window_extent().extents)
-    for point, pixel, radius, text in zip(points, pixels, radii, texts, strict=True):
-        note = axes.annotate(text, point, xytext=(0, 0), textcoords="offset points", fontsize=9, annotation_clip=False)
+    for point, pixel, radius, text, colour in zip(points, pixels, radii, texts, colours or [INK] * len(texts), strict=True):
+        note = axes.annotate(text, point, xytext=(0, 0), textcoords="offset points", fontsize=fontsize, color=colour, annotation_clip=False)
         extent = np.array(note.get_window_extent().size)
         best = (math.inf, 0, 0, pixel)
         for distance, (across, up) in itertools.product(DISTANCES, DIRECTIONS):
@@ -173,7 +178,7 @@ def _label(
         note.xyann = tuple(((mine[:2] + mine[2:]) / 2 - pixel) / scale)
         if distance > FAR:
             end = axes.transData.inverted().transform(np.clip(pixel, mine[:2], mine[2:]))
-            axes.plot([point[0], end[0]], [point[1], end[1]], color=MUTED, linewidth=0.6)
+            axes.plot([point[0], end[0]], [point[1], end[1]], color=colour if colours else MUTED, linewidth=0.6)
         taken.append(mine)
 
 
