@@ -162,6 +162,16 @@ def our_front(points: Sequence[Mapping[str, Any]]) -> list[int]:
     return [ours[one] for one in front([points[number]["ms"] for number in ours], [points[number]["share"] for number in ours])]
 
 
+def near_all(share: Any) -> Any:
+    """Where a share in percent stands on an axis that gives more room the less of 100 % is lost (or won)."""
+    return -np.arcsinh(100 - share)
+
+
+def from_all(place: Any) -> Any:
+    """The share at a place: what `near_all` makes undone."""
+    return 100 + np.sinh(place)
+
+
 def draw(axes: Axes, title: str, points: Sequence[Mapping[str, Any]]) -> None:
     """Share of the teacher's accuracy against latency, on scales that leave room for what is quick or near the teacher; and our front."""
     best = [points[number] for number in our_front(points)]
@@ -173,10 +183,11 @@ def draw(axes: Axes, title: str, points: Sequence[Mapping[str, Any]]) -> None:
         axes.scatter(point["ms"], point["share"], s=AREA, marker=marker, facecolor=face, edgecolor=colour, linewidth=1.2, zorder=3)
     axes.axhline(99, color="#94a3b8", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
-    axes.set_yscale("function", functions=(lambda y: -np.arcsinh(100 - y), lambda z: 100 + np.sinh(z)))
+    axes.set_yscale("function", functions=(near_all, from_all))
     latency = [point["ms"] for point in points]
-    axes.set_xlim(min(latency) / 3, max(latency) * 3)
-    axes.set_ylim(min(point["interval"][0] for point in points) - 1, max(max(point["interval"][1] for point in points), 100) + 0.7)
+    axes.set_xlim(min(latency) / 4, max(latency) * 4)
+    low, high = (near_all(pick(point["interval"][end] for point in points)) for end, pick in ((0, min), (1, max)))
+    axes.set_ylim(*from_all(np.array([low - 0.12 * (high - low), high + 0.12 * (high - low)])))
     steps = [step * 10.0**power for power in range(-3, 4) for step in (1, 3)]
     ticks = [step for step in steps if axes.get_xlim()[0] <= step <= axes.get_xlim()[1]]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -207,7 +218,7 @@ def picture(found: Mapping[str, Any], file: Path) -> None:
             Line2D([], [], color=colour, marker=marker, linestyle="", label=words, markerfacecolor="white" if marker == "D" else colour)
             for colour, marker, words in shown
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns, fontsize=9, frameon=False)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # labels are placed on what stands now
         for axes, points in zip(panels, sets.values(), strict=False):
