@@ -1,4 +1,4 @@
-"""What a model starts from: an artifact, a checkpoint of another maker, or a configuration, with a head for the task."""
+"""What a model starts from: an artifact, a checkpoint of another maker, or a configuration, with a head for the task; or with its own."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from model.checkpoint import load_encoder, load_model
 from model.encoder import Encoder
 from model.errors import ConfigError
 from model.kinds import ModelConfig, read_model
-from model.pretrained import has_head, load_pretrained
+from model.pretrained import has_head, load_pretrained, longest, own_head
 from model.tokenizer import Tokenizer, open_tokenizer
 
 
@@ -36,15 +36,33 @@ def start(base: Source, tokenizer: Tokenizer, head: dict[str, Any], dropout: flo
         model = build(_read(base.path, tokenizer, head))
     else:
         model = load_pretrained(base.path, head, kept=head["kind"] in PRETRAINING and has_head(base.path, head["kind"]))
-    if model.config.vocabulary < tokenizer.vocabulary:
-        raise ConfigError(
-            f"The tokenizer has {tokenizer.vocabulary:,} tokens, the base only {model.config.vocabulary:,}.",
-            "Give the tokenizer that belongs to it.",
-        )
+    _check_tokens(model.config, tokenizer)
     changes = {"max_length": tokenizer.max_length, **({} if dropout is None else {"dropout": dropout})}
     changed = build(model.config.changed(**changes))  # settings that have no weights
     changed.load_state_dict(model.state_dict())
     return changed
+
+
+def open_whole(source: Source, backbone: Path | None = None) -> tuple[Model, list[str]]:
+    """A model with its own head, and its labels: a PyTorch artifact (`backbone` as in `load_model`), or a checkpoint of another maker.
+
+    Raises ConfigError for a checkpoint without a head, or that our encoder cannot be.
+    """
+    if source.artifact is not None:
+        return load_model(source.path, backbone), source.artifact.manifest.labels
+    task, labels = own_head(source.path)
+    model = load_pretrained(source.path, {"kind": task, "labels": len(labels)}, kept=True, max_length=longest(source.path))
+    _check_tokens(model.config, open_tokenizer(source.path, model.config.max_length))
+    return model, labels
+
+
+def _check_tokens(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError if the tokenizer has tokens that the model has not."""
+    if config.vocabulary < tokenizer.vocabulary:
+        raise ConfigError(
+            f"The tokenizer has {tokenizer.vocabulary:,} tokens, the base only {config.vocabulary:,}.",
+            "Give the tokenizer that belongs to it.",
+        )
 
 
 def generator_for(source: Source, tokenizer: Tokenizer) -> Encoder:

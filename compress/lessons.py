@@ -67,6 +67,6 @@ def _tokenizer(sources: Mapping[str, Source]) -> Tokenizer:
 def _longest(source: Source) -> int:
     if source.artifact is not None:
         return read_encoder(source.path)[0].max_length
-    from export.foreign import longest
+    from model.pretrained import longest
 
     return longest(source.path)

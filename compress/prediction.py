@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from compress.rows import check_target, numbered_lines, read_rows, write_rows
-from model.artifact import Manifest, read_manifest
+from model.artifact import Manifest, is_checkpoint, read_manifest
 from model.errors import ArtifactError, ConfigError, DataError, require
 from serve.predictor import Predictor, open_predictor, predict
 from serve.tasks import Answer
@@ -67,8 +67,8 @@ def label_texts(
         raise ConfigError(f"--text names columns ({', '.join(columns)}), but there is no file.", "Give one with --file.")
     if out is not None:
         check_target(out, overwrite=overwrite)
-    manifest = read_manifest(model)
-    pairs = takes_pairs(manifest)
+    manifest = None if is_checkpoint(model) else read_manifest(model)
+    pairs = takes_pairs(manifest) if manifest else None
     columns = tuple(columns) or ((TEXT, PAIR) if pairs and file else (TEXT,))
     _check_columns(model, pairs, columns)
     items = file_items(file, columns) if file else text_items(texts) if texts else line_items(stdin, "standard input")
@@ -93,20 +93,28 @@ def takes_pairs(manifest: Manifest) -> bool | None:
     return any(known) if known else None
 
 
-def open_model(path: Path, manifest: Manifest, device: Device, backbone: Path | None = None) -> Predictor:
-    """A predictor for an exported or a PyTorch model; `backbone`: where that of a prefix is now.
+def open_model(path: Path, manifest: Manifest | None, device: Device, backbone: Path | None = None) -> Predictor:
+    """A predictor for an exported or a PyTorch model, or, without a manifest, for one of transformers as that runs it.
 
-    Raises ArtifactError for a report, ConfigError for what the model does not take, and whatever opening raises.
+    `backbone`: where that of a prefix is now. Raises ArtifactError for a report, ConfigError for what the model does not take, and
+    whatever opening raises.
     """
-    if backbone and manifest.kind != "torch":
-        raise ConfigError(f"{path} has no backbone: an exported model is whole.", "Leave out --backbone.")
-    if manifest.kind == "onnx":
+    kind = manifest.kind if manifest else "checkpoint"
+    if backbone and kind != "torch":
+        raise ConfigError(f"{path} has no backbone: it is whole.", "Leave out --backbone.")
+    if kind == "onnx":
         return open_predictor(path, device.provider, device.threads, device.allow_fallback)
-    if manifest.kind == "report":
+    if kind == "report":
         raise ArtifactError(f"{path} is a report: it labels nothing.", "Give the model that `compress export` made.")
     if device.provider != "cpu" and not device.allow_fallback:
         raise ConfigError(f"{path} is a PyTorch model, which runs on the CPU here.", f"Run `compress export {path} --out …` and give that.")
     require("train", "torch", "transformers")
+    if kind == "checkpoint":
+        from export.foreign import open_foreign
+        from model.pretrained import own_head
+
+        task, labels = own_head(path)
+        return open_foreign(path, labels, threads=device.threads, task=task)
     from export.torch_predictor import open_torch_predictor
 
     return open_torch_predictor(path, "torch", device.threads, backbone=backbone)

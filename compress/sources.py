@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import builtin
-from model.artifact import MANIFEST, Artifact, Kind, directory_digest, file_sha256, open_artifact, sha256
+from model.artifact import MANIFEST, Artifact, Kind, directory_digest, file_sha256, is_checkpoint, open_artifact, sha256
 from model.errors import ArtifactError, ConfigError, require
 
 BACKBONE = "backbone"  # the role that tells where the backbone of a prefix is now
@@ -69,7 +69,8 @@ def _open_student(value: str) -> Source:
     """A student in a word, in a JSON file, or an artifact."""
     path = Path(value)
     if path.is_dir() or path.with_name(path.name + ".partial").exists():
-        return open_source(value, "torch")
+        artifact = open_artifact(path, "torch")
+        return Source(path, path.name, artifact.digest, artifact)
     if value.partition(":")[0] in STUDENTS:
         return Source(path, value, sha256(value.encode()))
     if path.is_file():
@@ -112,12 +113,14 @@ def named(paths: list[str]) -> dict[str, str]:
 
 
 def open_source(value: str, kind: Kind | None = None) -> Source:
-    """An artifact of `kind`, or, where `kind` is None, whatever can be started from.
+    """An artifact of `kind` (a directory of transformers passes for "torch"), or, where `kind` is None, whatever can be started from.
 
     That is an artifact directory, the built-in `minilm`, a directory of transformers, a JSON file with a model configuration, a
     SentencePiece model, or the id of a model on the Hugging Face hub. Raises ArtifactError or ConfigError that lists them.
     """
     path = Path(value)
+    if kind == "torch" and is_checkpoint(path):
+        return Source(path, path.name, directory_digest(path))
     if kind is not None or (path / MANIFEST).exists() or path.with_name(path.name + ".partial").exists():
         artifact = open_artifact(path, kind)
         return Source(path, path.name, artifact.digest, artifact)

@@ -104,6 +104,7 @@ def open_ways(
     Raises ConfigError for a way that does not exist or a model that cannot be run in it, and what an export raises.
     """
     asked = [read_way(text, options.provider) for text in options.way]
+    known = {name: _labels_of(source, labels, task) for name, source in sources.items()}  # before anything is exported
     ways: list[Opened] = []
     for number, (name, source) in enumerate(sources.items()):
         mine = list(_kept(asked, source, first=number == 0, provider=options.provider))
@@ -119,10 +120,19 @@ def open_ways(
                     raise ConfigError(
                         f"{name} is a model of transformers; its export takes single texts, not pairs.", "Leave out ort for it."
                     )
-                ways.append(_foreign(title, name, source, engine, precision, options, labels, work, task))
+                ways.append(_foreign(title, name, source, engine, precision, options, known[name], work, task))
             else:
                 ways.append(_ours(title, name, source, engine, precision, options, work))
     return ways
+
+
+def _labels_of(source: Source, labels: tuple[str, ...], task: str) -> list[str]:
+    """The labels of a model, in its own order; raises ConfigError for one of transformers that is not for `task`, or knows others."""
+    if source.artifact is not None:
+        return source.artifact.manifest.labels
+    from export.foreign import foreign_labels
+
+    return foreign_labels(source.path, labels, task)
 
 
 def _kept(asked: list[tuple[str, str]], source: Source, *, first: bool, provider: str) -> Iterator[tuple[str, str]]:
@@ -196,20 +206,20 @@ def _foreign(
     engine: str,
     precision: str,
     options: BenchmarkOptions,
-    labels: tuple[str, ...],
+    labels: list[str],
     work: Path,
     task: str,
 ) -> Opened:
-    """A model of transformers: itself, compiled, or through our exporter."""
-    from export.foreign import export_foreign, foreign_labels, longest, weights_size
+    """A model of transformers, with its own labels: itself, compiled, or through our exporter."""
+    from export.foreign import export_foreign, weights_size
+    from model.pretrained import longest
 
     if engine not in ("transformers", "torch-compile", "ort", "ort-iobinding") or (precision in ("tf32", "fp16") and engine in ORT):
         raise ConfigError(
             f"{name} is a model of transformers; the way {engine}{precision and ':' + precision} is for artifacts of alambic.",
             "Its ways are transformers, torch-compile, ort and ort-iobinding.",
         )
-    known = foreign_labels(source.path, labels, task)
-    shared: dict[str, Any] = {"labels": known, "threads": options.threads, "provider": options.provider, "task": task}
+    shared: dict[str, Any] = {"labels": labels, "threads": options.threads, "provider": options.provider, "task": task}
     if engine in PYTORCH:
         factory, size = "export.foreign:open_foreign", weights_size(source.path)
         arguments = {"path": str(source.path), "engine": engine, "precision": precision or "fp32", **shared}

@@ -3,12 +3,12 @@
 They are not artifacts: a directory with config.json, model.safetensors and a fast tokenizer (tokenizer.json).
 
 Tasks: what AutoModelForSequenceClassification loads, with one label (regression), one of several or any of several; tags of
-AutoModelForTokenClassification; and embeddings, AutoModel with the pooling that sentence-transformers wrote beside it, or the mean.
+AutoModelForTokenClassification; embeddings, AutoModel with the pooling that sentence-transformers wrote beside it, or the mean; words
+that AutoModelForMaskedLM finds, and those that ELECTRA's discriminator takes for replaced.
 """
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from export.placement import placed
 from export.torch_predictor import TorchPredictor, transformers_batches
 from model.errors import ConfigError, GateError, require
 from model.heads import POOLINGS
+from model.pretrained import longest, own_task
 from model.tokenizer import open_tokenizer
 from serve.gpu import open_plain_graph
-from serve.predictor import GRAPH
+from serve.predictor import GRAPH, token_names
 from serve.tasks import OUTPUTS
 
 TOLERANCE = 1e-4
@@ -34,22 +35,25 @@ LOADERS = {
     **dict.fromkeys(("classification", "multilabel", "regression"), "AutoModelForSequenceClassification"),
     "tagging": "AutoModelForTokenClassification",
     "embedding": "AutoModel",
+    "masked": "AutoModelForMaskedLM",
+    "replaced": "AutoModelForPreTraining",
 }
 POOLED = Path("1_Pooling", "config.json")  # of sentence-transformers
 
 
 class Logits(nn.Module):
-    """A model of transformers that returns its logits alone, [B, labels] or [B, S, labels]."""
+    """A model of transformers that returns its logits alone, [B, labels] or [B, S, labels]; `single`: it gives one a token, [B, S]."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, single: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.single = single
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """As the model's own; single texts need no token types."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
-        return logits
+        return logits[..., None] if self.single else logits
 
 
 class Vectors(nn.Module):
@@ -83,12 +87,16 @@ def pooling_of(directory: Path) -> str:
 def foreign_labels(directory: Path, wanted: Sequence[str], task: str = "classification") -> list[str]:
     """Names of the model's classes by number; names that say nothing (LABEL_0 …) stand for `wanted` in their order.
 
-    A score has whatever name, a vector none. Raises ConfigError if the directory holds no classifier, or one of other classes.
+    A score has whatever name, a vector and the tokens of a vocabulary none. Raises ConfigError if the directory holds no model for `task`,
+    or a classifier of other classes.
     """
     if task not in LOADERS:
         raise ConfigError(f"Models of transformers are not measured here for {task}.", f"They are for {', '.join(LOADERS)}.")
-    if task == "embedding":
-        return []
+    if task in ("masked", "replaced") and own_task(directory) != task:
+        needed = {"masked": "masked language model (…ForMaskedLM)", "replaced": "discriminator of ELECTRA (ElectraForPreTraining)"}[task]
+        raise ConfigError(f"{directory} is no {needed}, by its config.json.", "Measure models of one task against each other.")
+    if task in ("embedding", "masked", "replaced"):
+        return list(wanted)
     try:
         config = json.loads((directory / "config.json").read_bytes())
         named = {int(number): str(name) for number, name in config["id2label"].items()}
@@ -108,17 +116,6 @@ def foreign_labels(directory: Path, wanted: Sequence[str], task: str = "classifi
             "Measure it on the data that it was trained for.",
         )
     return names
-
-
-def longest(directory: Path) -> int:
-    """Tokens that a text is cut to: what tokenizer and positions both allow, at most 512."""
-    config, tokenizer = (
-        json.loads(path.read_bytes()) if path.exists() else {} for path in (directory / "config.json", directory / "tokenizer_config.json")
-    )
-    positions = config.get("max_position_embeddings", 512)
-    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= 2  # theirs begin behind the padding's
-    return int(min(512, positions, tokenizer.get("model_max_length", math.inf)))
 
 
 def weights_size(directory: Path) -> int:
@@ -141,7 +138,7 @@ def load_foreign(directory: Path, task: str = "classification") -> nn.Module:
     except (OSError, ValueError) as error:
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(f"transformers cannot load {directory}: {words[0]}", "Give a directory that save_pretrained wrote.") from None
-    return (Vectors(model, pooling_of(directory)) if task == "embedding" else Logits(model)).eval()
+    return (Vectors(model, pooling_of(directory)) if task == "embedding" else Logits(model, single=task == "replaced")).eval()
 
 
 def open_foreign(
@@ -160,6 +157,8 @@ def open_foreign(
     directory = Path(path)
     torch.set_num_threads(threads)
     module: Any = placed(load_foreign(directory, task), provider, precision)
+    if task == "masked":
+        labels = token_names(open_tokenizer(directory, longest(directory)), module.model.config.vocab_size)
     if engine == "torch-compile":
         module = torch.compile(module, dynamic=True)
     tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)

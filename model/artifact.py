@@ -117,6 +117,12 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is the directory of a model of another maker: a config.json, and no manifest."""
+    unfinished = path.with_name(path.name + ".partial").exists()
+    return (path / "config.json").is_file() and not (path / MANIFEST).exists() and not unfinished
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the artifact at `path`, itself checked; raises ArtifactError if there is none, it is damaged or too new."""
     if not path.is_dir():

@@ -4,6 +4,8 @@ The families' names and features are tables (model/families.py). What one side c
 """
 
 import copy
+import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from model.families import ACTIVATIONS, BERT, FAMILIES, Family, Tensors, Values,
 from model.heads import MaskedHead
 
 WHOLE = "Give a checkpoint whose config.json belongs to its weights."
+HEADS = {"ForMaskedLM": "masked", "ForPreTraining": "masked", "ForTokenClassification": "tagging"}
+"""How the name of a model of transformers ends → the task of its head."""
 
 
 def load_pretrained(directory: Path, head: Mapping[str, Any], *, kept: bool = False, max_length: int | None = None) -> Encoder:
@@ -62,6 +66,32 @@ def load_pretrained(directory: Path, head: Mapping[str, Any], *, kept: bool = Fa
     return encoder.eval()
 
 
+def own_task(directory: Path) -> str | None:
+    """The task of a checkpoint's own head, by the name that transformers gave the model ("BertForMaskedLM"); None where that says none."""
+    given = read_json(directory / CONFIG)
+    name = str((given.get("architectures") or [""])[0])
+    if name == "ElectraForPreTraining":
+        return "replaced"
+    if not name.endswith("ForSequenceClassification"):
+        return next((task for end, task in HEADS.items() if name.endswith(end)), None)
+    if given.get("problem_type") == "multi_label_classification":
+        return "multilabel"
+    return "regression" if len(given.get("id2label") or (0, 1)) == 1 else "classification"
+
+
+def own_head(directory: Path) -> tuple[str, list[str]]:
+    """Task and labels of a checkpoint's own head; raises ConfigError if it has none, or if its config.json does not name its labels."""
+    task = own_task(directory)
+    if task is None:
+        named = ", ".join(read_json(directory / CONFIG).get("architectures") or []) or "nothing"
+        raise ConfigError(
+            f"{directory} has no head of its own that is known here: its config.json names {named} as its model.",
+            f"Known: …{', …'.join(HEADS)} and …ForSequenceClassification; or start a head: `compress train DATA --base {directory} …`.",
+        )
+    fixed = {"masked": [], "replaced": ["replaced"], "regression": ["score"]}
+    return task, fixed[task] if task in fixed else pretrained_labels(directory)
+
+
 def pretrained_labels(directory: Path) -> list[str]:
     """The labels of a checkpoint's own head, in order; raises ConfigError if its config.json names none."""
     given = read_json(directory / CONFIG)
@@ -69,6 +99,17 @@ def pretrained_labels(directory: Path) -> list[str]:
     if sorted(names) != list(range(len(names))) or not names:
         raise ConfigError(f"{directory / CONFIG} names no labels.", "Write them there as id2label.")
     return [names[number] for number in range(len(names))]
+
+
+def longest(directory: Path) -> int:
+    """Tokens that a text is cut to: what tokenizer and positions both allow, at most 512."""
+    config, tokenizer = (
+        json.loads(path.read_bytes()) if path.exists() else {} for path in (directory / CONFIG, directory / "tokenizer_config.json")
+    )
+    positions = config.get("max_position_embeddings", 512)
+    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
+        positions -= 2  # theirs begin behind the padding's
+    return int(min(512, positions, tokenizer.get("model_max_length", math.inf)))
 
 
 def to_transformers(encoder: Encoder) -> nn.Module:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from model.artifact import read_manifest
 from model.errors import ArtifactError, ConfigError
 from model.tokenizer import Batch, open_tokenizer
-from serve.predictor import GRAPH, OrtPredictor, open_predictor, read_encoder
+from serve.predictor import GRAPH, OrtPredictor, open_predictor, read_encoder, token_names
 from serve.sessions import open_session
 
 REPEATS = 20  # runs that one figure of device time is the mean of
@@ -192,7 +192,10 @@ def open_plain_graph(
     """A predictor over a directory with a graph and a tokenizer that is no artifact, such as a foreign model's export."""
     session, used = open_session(Path(path) / GRAPH, provider, threads)
     inputs = frozenset(entry.name for entry in session.get_inputs())
-    return WAYS[way](session, inputs, open_tokenizer(Path(path), max_length), tuple(labels), used, "fp32", task, engine=way)
+    tokenizer = open_tokenizer(Path(path), max_length)
+    if task == "masked":
+        labels = token_names(tokenizer, session.get_outputs()[0].shape[-1])
+    return WAYS[way](session, inputs, tokenizer, tuple(labels), used, "fp32", task, engine=way)
 
 
 def cuda_settings(precision: str, *, graphs: bool) -> dict[str, str]:

@@ -154,7 +154,12 @@ def names_of(config: ModelConfig, tokenizer: Tokenizer, labels: Sequence[str]) -
     """What the columns of a model's outputs are called: the `labels`, or the tokens where it is a masked language model."""
     if config.head.kind != "masked":
         return tuple(labels)
-    return (*tokenizer.tokens, *[""] * (config.vocabulary - len(tokenizer.tokens)))
+    return token_names(tokenizer, config.vocabulary)
+
+
+def token_names(tokenizer: Tokenizer, vocabulary: int) -> tuple[str, ...]:
+    """A name for each of the `vocabulary` outputs of a masked language model; those that the tokenizer does not know have none."""
+    return (*tokenizer.tokens, *[""] * (vocabulary - len(tokenizer.tokens)))
 
 
 def task_of(predictor: Predictor) -> str:

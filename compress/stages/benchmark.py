@@ -13,9 +13,10 @@ from compress.progress import bar, say
 from compress.report import build_report, headline, write_html, write_json, write_markdown
 from compress.sources import Source
 from compress.stage import Result, Workspace
-from compress.tasks import first_score, labels_agree, labels_of, trainable
+from compress.tasks import PRETRAINING, first_score, labels_agree, labels_of, trainable
 from compress.ways import open_ways
 from model.errors import ConfigError
+from model.pretrained import own_task
 
 
 def run(options: BenchmarkOptions, sources: Mapping[str, Source], data: Data, workspace: Workspace) -> Result:
@@ -56,7 +57,8 @@ def run(options: BenchmarkOptions, sources: Mapping[str, Source], data: Data, wo
 def _task(sources: Mapping[str, Source], data: Data) -> str:
     """The task that all models have on `data`; raises ConfigError where they differ, DataError where one does not fit the data.
 
-    Models without a manifest do what the others do; where there are no others, what the labels of the data say.
+    Models without a manifest do what the others do; where there are no others, what they were pre-trained to do if they have the head for
+    that still, else what the labels of the data say.
     """
     tasks = {name: source.artifact.manifest.task for name, source in sources.items() if source.artifact is not None}
     if len(set(tasks.values())) > 1:
@@ -67,6 +69,8 @@ def _task(sources: Mapping[str, Source], data: Data) -> str:
     for source in sources.values():
         if source.artifact is not None:
             labels_agree(source.artifact.manifest.labels, data, source.artifact.manifest.task)
+    if not tasks:
+        tasks = {name: task for name, source in sources.items() if (task := own_task(source.path)) in PRETRAINING}
     return trainable(data, next(iter(tasks.values()), "auto"))
 
 

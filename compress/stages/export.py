@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from compress.bases import open_whole
 from compress.config import ExportOptions
 from compress.progress import bar
 from compress.sources import Source, place_of
@@ -19,9 +20,9 @@ from export.graph import export_graph, opset_for
 from export.half import to_half
 from export.ort_attention import with_ort_attention
 from export.sharing import share_weights
-from model.artifact import Artifact
+from model.artifact import Manifest
 from model.build import Model, as_encoder, as_run
-from model.checkpoint import load_model, write_config
+from model.checkpoint import write_config
 from model.config import EncoderConfig
 from model.encoder import Encoder
 from model.errors import ConfigError
@@ -35,10 +36,12 @@ PROBLEMS = {"classification": "single_label_classification", "multilabel": "mult
 
 def run(options: ExportOptions, sources: Mapping[str, Source], data: None, workspace: Workspace) -> Result:
     """See compress.stage."""
-    source = sources["model"].model
+    source = sources["model"]
+    manifest = source.artifact.manifest if source.artifact else None
     with bar("exporting") as progress:
-        model = as_run(load_model(source.path, place_of(sources)))
-        labels, pairs = source.manifest.labels, _takes_pairs(source, model)
+        model, labels = open_whole(source, place_of(sources))
+        model = as_run(model)
+        pairs = _takes_pairs(manifest, model)
         file, single = workspace.artifact / GRAPH, workspace.artifact / SINGLE
         folded = _folds(options, model, pairs)
         written = with_ort_attention(model) if options.attention == "ort" else clamp(model)
@@ -91,9 +94,9 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         "parity": _parity(found),
         **({"single": {"nodes": audited_alone.nodes, "parity": _parity(found_alone)}} if alone else {}),
         "ort_ms": _latency_ms(predictor, pairs),
-        **{name: source.manifest.metrics[name] for name in ("validation", "parameters") if name in source.manifest.metrics},
+        **{name: manifest.metrics[name] for name in ("validation", "parameters") if manifest and name in manifest.metrics},
     }
-    return Result(source.manifest.task, labels, metrics)
+    return Result(model.config.head.kind, labels, metrics)
 
 
 def _folds(options: ExportOptions, model: Model, pairs: bool) -> bool:
@@ -127,10 +130,11 @@ def _parity(found: parity.Parity) -> dict[str, Any]:
     }
 
 
-def _takes_pairs(source: Artifact, model: Model) -> bool:
-    """Whether the graph needs to be told which text a token is of."""
+def _takes_pairs(manifest: Manifest | None, model: Model) -> bool:
+    """Whether the graph needs to be told which text a token is of: where the model was trained on pairs, or nobody knows on what."""
     together = model.config.head.kind != "embedding"  # which takes the texts of a pair one by one
-    return together and bool((source.manifest.data or {}).get("pairs")) and model.config.typed
+    known = (manifest.data or {}).get("pairs") if manifest else True
+    return together and bool(known) and model.config.typed
 
 
 def _describe(model: Model, workspace: Workspace, labels: list[str], precision: str) -> None:

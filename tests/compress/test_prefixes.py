@@ -121,5 +121,5 @@ def test_a_backbone_for_nothing_is_refused(tuned, house, tmp_path):
         run("export", house / "teacher", "--backbone", tuned / "backbone", "--out", tmp_path / "x")
     with pytest.raises(ConfigError, match="Nothing here is a prefix of --backbone .*: model needs "):
         run("export", tuned / "prefix", "--backbone", house / "student", "--out", tmp_path / "x")
-    with pytest.raises(ConfigError, match="has no backbone: an exported model is whole"):
+    with pytest.raises(ConfigError, match="has no backbone: it is whole"):
         run("predict", house / "onnx", "good", "--backbone", tuned / "backbone")

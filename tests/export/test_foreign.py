@@ -11,8 +11,9 @@ from transformers import BertConfig, BertForSequenceClassification
 from compress.config import BenchmarkOptions
 from compress.sources import open_source
 from compress.ways import open_ways, read_way
-from export.foreign import export_foreign, foreign_labels, longest, open_foreign, pooling_of
+from export.foreign import export_foreign, foreign_labels, open_foreign, pooling_of
 from model.errors import ConfigError, EnvironmentProblem
+from model.pretrained import longest
 from serve.gpu import open_plain_graph
 from serve.predictor import scores
 from tests.compress.chain import write_tokenizer
