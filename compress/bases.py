@@ -33,7 +33,7 @@ def start(base: Source, tokenizer: Tokenizer, head: dict[str, Any], dropout: flo
         kept = {name: value for name, value in found.state_dict().items() if own or not name.startswith("head.")}
         model.load_state_dict(kept, strict=False)
     elif base.path.is_file():
-        model = build(_read(base.path, tokenizer, head))
+        model = build(configured(base.path, tokenizer.vocabulary, tokenizer.max_length, head))
     else:
         model = load_pretrained(base.path, head, kept=head["kind"] in PRETRAINING and has_head(base.path, head["kind"]))
     _check_tokens(model.config, tokenizer)
@@ -80,7 +80,7 @@ def generator_for(source: Source, tokenizer: Tokenizer) -> Encoder:
     )
 
 
-def _read(path: Path, tokenizer: Tokenizer, head: dict[str, Any]) -> ModelConfig:
-    """The configuration in a JSON file; vocabulary and length are the tokenizer's, the head is the task's."""
-    given = {"vocabulary": tokenizer.vocabulary, "max_length": tokenizer.max_length, "head": head}
+def configured(path: Path, vocabulary: int, max_length: int, head: dict[str, Any]) -> ModelConfig:
+    """The configuration in a JSON file; vocabulary and length are a tokenizer's, the head is the task's. ConfigError if it cannot be."""
+    given = {"vocabulary": vocabulary, "max_length": max_length, "head": head}
     return read_model({**configuration(path), **given}, f"model configuration {path}")

@@ -96,7 +96,18 @@ class Form(Options):
     _vocabulary = field_validator("vocabulary")(_known_vocabulary)
 
 
-class TrainOptions(Form, Training):
+class MoreText(Training):
+    """Text without labels beside the data. What is made of it is in the data's digest, wherever the files lie."""
+
+    unlabelled: tuple[str, ...] = _runtime(
+        (), "More text: files, folders or sets without labels, to learn from through the teacher; in train, to make the --vocabulary of."
+    )
+    unlabelled_text: str = _runtime("", "Their column with the text (default: every known one).")
+    unlabelled_texts: int | None = _runtime(None, "Take this many of them, drawn by the seed.", ge=1)
+    split_sentences: bool = _runtime(False, "Split them into sentences.")
+
+
+class TrainOptions(Form, MoreText):
     """Options of `compress train`."""
 
     task: Literal["auto", "embedding", "masked", "replaced"] = Field(
@@ -113,7 +124,7 @@ class TrainOptions(Form, Training):
     depth: int | None = Field(None, ge=1, description="Layers of the base to keep, evenly spaced, its last one the last (default: all).")
 
 
-class Distillation(Training):
+class Distillation(MoreText):
     """The objective of distill, of the recovery after prune, and of quantization-aware training."""
 
     soft: float = Field(1.0, ge=0, description="Weight of the teacher's probabilities (KL divergence at the temperature).")
@@ -126,11 +137,6 @@ class Distillation(Training):
     teacher_layers: tuple[int, ...] = Field(
         (), description="Teacher layer for each student layer, counted from 0 (default: evenly spaced, the last on the last)."
     )
-    # What these make of the text is in the data's digest, wherever the files lie.
-    unlabelled: tuple[str, ...] = _runtime((), "More text to learn from through the teacher: files, folders or sets without labels.")
-    unlabelled_text: str = _runtime("", "Their column with the text (default: every known one).")
-    unlabelled_texts: int | None = _runtime(None, "Take this many of them, drawn by the seed.", ge=1)
-    split_sentences: bool = _runtime(False, "Split them into sentences.")
     augment: tuple[str, ...] = Field(
         (),
         description="New texts made from the training texts for the teacher to label, as KIND:COPIES a text: mask, ngram, mix, cross, "

@@ -131,7 +131,7 @@ def run_stage(
     """
     check_backbone(sources)
     parents = {role: source for role, source in sources.items() if role != BACKBONE}
-    if data and isinstance(options, config.Distillation) and options.unlabelled:
+    if data and isinstance(options, config.MoreText) and options.unlabelled:
         data = _with_unlabelled(data, options)
     plan: dict[str, Any] = {
         "stage": stage.name,
@@ -178,7 +178,7 @@ def run_stage(
         return Outcome(out, manifest, fresh=True)
 
 
-def _with_unlabelled(data: "Data", options: config.Distillation) -> "Data":
+def _with_unlabelled(data: "Data", options: config.MoreText) -> "Data":
     """`data` and beside it the text without labels that the options name: what is in it is part of what a stage is made of."""
     from compress.unlabelled import load_unlabelled
 

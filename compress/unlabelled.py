@@ -1,4 +1,4 @@
-"""Text without labels, from which a student learns through its teacher alone.
+"""Text without labels, from which a student learns through its teacher alone, or a vocabulary is made.
 
 A source is a file (.txt with a text a line, or a format of `compress.tables`), a folder, or whatever else `compress.data` reads. Of a
 folder only the files `train` and `unlabelled` are taken where it has one of them, else all but those of parts that are measured on; of a

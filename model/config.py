@@ -195,7 +195,11 @@ class EncoderConfig(Slot):
         layers = values["layers"]
         if isinstance(layers, dict) and "count" in layers:
             parts = {name: part if isinstance(part, list | tuple) else [part] for name, part in layers.items() if name != "count"}
-            layers = [{name: part[number % len(part)] for name, part in parts.items()} for number in range(int(layers["count"]))]
+            if not isinstance(layers["count"], int):
+                raise ValueError(f"layers have a count of {layers['count']!r}: give a whole number")
+            if empty := [name for name, part in parts.items() if not part]:
+                raise ValueError(f"layers take their {empty[0]} in turn from a list with nothing in it: put one in")
+            layers = [{name: part[number % len(part)] for name, part in parts.items()} for number in range(layers["count"])]
         if isinstance(layers, list | tuple):
             layers = [_with_head_width(layer, values.get("width")) for layer in layers]
         return {**values, "layers": layers}
@@ -324,11 +328,15 @@ def validated(kind: type[T], values: dict[str, Any], what: str) -> T:
 
 
 def problems(error: ValidationError) -> str:
-    """Every problem of a pydantic error in one line: `where: what (got value)`."""
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "configuration"
-        text = item["msg"].removeprefix("Value error, ")
+    """Every problem of a pydantic error in one line, each once, whatever number of layers has it: `where: what (got value)`."""
+    items = error.errors()
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for item in items:
+        place = item["loc"]
+        if item["type"] == "too_short" and any(other["loc"][: len(place)] == place for other in items if other is not item):
+            continue  # a list is empty because what should be in it has problems of its own
+        text = "it does not say its kind" if item["type"] == "union_tag_not_found" else item["msg"].removeprefix("Value error, ")
         got = "" if item["type"] in ("missing", "value_error") or isinstance(item["input"], dict) else f" (got {item['input']!r})"
-        parts.append(f"{where}: {text}{got}")
-    return "; ".join(parts)
+        same = (*(part for part in place if not isinstance(part, int)), text, got)
+        found.setdefault(same, []).append(f"{'.'.join(map(str, place)) or 'configuration'}: {text}{got}")
+    return "; ".join(first + (f" (and {len(more)} more like it)" if more else "") for first, *more in found.values())

@@ -109,6 +109,6 @@ KINDS: dict[str, type[ModelConfig]] = {"encoder": EncoderConfig, "static": Stati
 def read_model(values: dict[str, Any], what: str = "model configuration") -> ModelConfig:
     """`read_config` for a model of any kind; without a `kind` it is an encoder's."""
     kind = values.get("kind", "encoder")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"Impossible {what}: there is no kind of model {kind!r}.", f"Choose one of {', '.join(KINDS)}.")
     return validated(KINDS[kind], values, what)

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 
-from compress.bases import generator_for, head_of, start
+from compress.bases import configured, generator_for, head_of, start
 from compress.config import TrainOptions
 from compress.data import Data
 from compress.evaluation import measure
@@ -19,7 +20,7 @@ from compress.stage import Result, Workspace
 from compress.students import inherit, layer_map
 from compress.tasks import labels_of, trainable
 from compress.training import prepare, tokenize, train
-from compress.vocabularies import moved, own_tokenizer, texts_of
+from compress.vocabularies import moved, own_tokenizer, read_vocabulary, texts_of
 from model.build import Model, as_encoder
 from model.checkpoint import save_model
 from model.conversion import convert_attention, read_attention, reshaped
@@ -34,6 +35,9 @@ def run(options: TrainOptions, sources: Mapping[str, Source], data: Data, worksp
     _check_prefix(options, sources["base"])
     if "generator" in sources and task != "replaced":
         raise ConfigError(f"--generator is given, but the task is {task}: nothing is replaced.", "Leave it out, or give --task replaced.")
+    if data.unlabelled and options.vocabulary is None:
+        what = f"--unlabelled {','.join(options.unlabelled)} is text for a vocabulary here, but none is made."
+        raise ConfigError(what, "Give --vocabulary, or train on that text first: `compress train TEXT --task masked …`.")
     prepare(options)
     model, tokenizer = _begin(options, sources, head_of(task, len(labels), options.pooling), data, workspace)
     if options.depth is not None:
@@ -105,10 +109,15 @@ def _begin(
         raise ConfigError(
             f"--vocabulary {options.vocabulary} trains a tokenizer, and --tokenizer {given.path} brings one.", "Give one of the two."
         )
-    theirs = None if base.path.is_file() else open_tokenizer(base.path, options.max_length)
-    read = texts_of(data.splits["train"])
+    theirs = None
+    if base.path.is_file():  # which is read before a vocabulary is trained for nothing
+        configured(base.path, read_vocabulary(options.vocabulary)[1], options.max_length, head)
+    else:
+        theirs = open_tokenizer(base.path, options.max_length)
+    more = data.unlabelled.texts if data.unlabelled else ()
+    read = chain(texts_of(data.splits["train"]), more)
     ours = own_tokenizer(options.vocabulary, read, workspace.work / "vocabulary", options.max_length, theirs)
-    say(f"  a vocabulary of {ours.vocabulary:,} pieces made for {len(data.splits['train']):,} texts")
+    say(f"  a vocabulary of {ours.vocabulary:,} pieces made for {len(data.splits['train']) + len(more):,} texts")
     if theirs is None:
         return start(base, ours, head, options.dropout), ours
     return moved(start(base, theirs, head, options.dropout), ours, theirs), ours

@@ -129,13 +129,68 @@ def test_configurations_that_cannot_be(failing, house, tmp_path):
         given = ("--base", tmp_path / "bad.json", "--tokenizer", house / "tokenizer", "--out", tmp_path / "new", *SMALL)
         return failing("train", house / "data", *given)
 
+    def layers(count: int = 1, **attention: object) -> dict[str, object]:
+        return {"count": count, "attention": {"heads": 2, **attention}, "feedforward": {"kind": "mlp", "neurons": 4}}
+
     (tmp_path / "bad.json").write_text("")
+    assert "5 heads do not divide a width of 32" in scratch(layers=layers(heads=5))
+    said = scratch(layers=layers(12, kind="window", window=0))
+    assert "layers.0.attention.window.window: Input should be greater than or equal to 2 (got 0) (and 11 more like it)." in said
+    assert said.count("window.window") == 1 and "Tuple" not in said
+    assert "3 key_value_heads do not divide 4 heads" in scratch(layers=layers(heads=4, key_value_heads=3))
+    assert "layers.0.feedforward: it does not say its kind" in scratch(layers={**layers(), "feedforward": {"neurons": 4}})
+    assert "layers take their attention in turn from a list with nothing in it" in scratch(layers={**layers(), "attention": []})
+    assert "layers have a count of 'two'" in scratch(layers={**layers(), "count": "two"})
+    assert "there is no kind of model ['encoder']" in scratch(kind=["encoder"])
+    assert "early_pooling is for dense attention, but the last layer has window" in scratch(
+        layers=layers(kind="window", window=4), early_pooling=True
+    )
+    assert "landmark attention, whose keys are mixtures" in scratch(layers=layers(kind="landmark"), positions={"kind": "alibi"})
+    assert "sinusoidal positions come in pairs, but the embeddings are 33 wide" in scratch(
+        width=33, layers=layers(head_width=16), positions={"kind": "sinusoidal"}
+    )
+    given = ("--base", house / "encoder.json", "--tokenizer", house / "tokenizer", "--out", tmp_path / "new", *SMALL)
+    assert "window" in failing("train", house / "data", *given, "--attention", "window:0")
+    assert "steers a backbone that has learned something" in failing("train", house / "data", *given, "--prefix", 4)
+    # read before a vocabulary is trained
+    (tmp_path / "bad.json").write_text(json.dumps({"width": 32, "layers": layers(heads=5)}))
+    given = ("--base", tmp_path / "bad.json", "--vocabulary", "unigram:999999", "--out", tmp_path / "new", *SMALL)
+    assert "5 heads do not divide a width of 32" in failing("train", house / "data", *given)
     odd = {"count": 1, "attention": {"heads": 2, "head_width": 7}, "feedforward": {"kind": "mlp", "neurons": 4}}
     assert "rotary positions turn pairs" in scratch(positions={"kind": "rotary"}, layers=odd)
     short = {"count": 1, "attention": {"kind": "linformer", "heads": 2, "length": 8}, "feedforward": {"kind": "mlp", "neurons": 4}}
     assert "linformer attention for 8 tokens, but max_length is 24" in scratch(layers=short)
     assert "tags: 'learned', 'sinusoidal', 'rotary', 'alibi', 't5', 'relative', 'none'" in scratch(positions={"kind": "swin"})
     assert "colour: Extra inputs are not permitted" in scratch(colour=1)
+
+
+def test_a_prefix_without_its_backbone(capsys, failing, house, tmp_path):
+    shutil.copytree(house / "teacher", tmp_path / "base")
+    trained = ("--prefix", 2, "--train-texts", 32, *SMALL, "--out", tmp_path / "prefix")
+    assert run(capsys, "train", house / "data", "--base", tmp_path / "base", *trained)[0] == 0
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    for command in (("export", tmp_path / "prefix", "--out", tmp_path / "new"), ("predict", tmp_path / "prefix", "good")):
+        assert "is a prefix without its backbone" in failing(*command)
+
+
+def test_what_a_student_cannot_learn_from(capsys, failing, house, tmp_path):
+    given = ("distill", house / "teacher", "--data", house / "data", "--depth", 1, *SMALL)
+    out = ("--out", tmp_path / "new")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "nothing.jsonl").write_text("")
+    shutil.copy(house / "data" / "train.jsonl", tmp_path / "known.jsonl")
+    assert "empty.txt is empty" in failing(*given, "--unlabelled", tmp_path / "empty.txt", *out)
+    assert "nothing.jsonl" in failing(*given, "--unlabelled", tmp_path / "nothing.jsonl", *out)
+    assert "no text is left that data does not have already" in failing(*given, "--unlabelled", tmp_path / "known.jsonl", *out)
+    assert "unigram:50000 is more than the text allows: only" in failing(*given, "--vocabulary", "unigram:50000", *out)
+    assert "unigram:9 is too small" in failing(*given, "--vocabulary", "unigram:9", *out)
+    cache = ("--cache", tmp_path / "cache")
+    assert run(capsys, *given, *cache, "--out", tmp_path / "student")[0] == 0
+    (key,) = (tmp_path / "cache").glob("*/key.json")
+    key.write_text(json.dumps({**json.loads(key.read_text()), "teacher": "another"}))
+    assert "holds the answers of another teacher or of other texts (teacher another; wanted: teacher" in failing(
+        *given, *cache, "--epochs", 2, *out
+    )
 
 
 def test_recipes_are_checked_before_anything_runs(failing, tmp_path):

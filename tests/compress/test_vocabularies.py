@@ -248,6 +248,25 @@ def test_text_without_labels_makes_pieces_too(folder):
     assert known.numbers["[UNK]"] not in known.split("zyzzyva") and unknown.numbers["[UNK]"] in unknown.split("zyzzyva")
 
 
+def test_a_vocabulary_is_made_of_more_text_than_is_trained_on(folder):
+    (folder / "more.txt").write_text("zyzzyva was lovely\n" * 40)
+    (folder / "column.jsonl").write_text('{"body": "syzygy is fine. syzygy is dull."}\n{"body": "a syzygy."}\n')
+    more = ("--unlabelled", f"{folder / 'more.txt'},{folder / 'column.jsonl'}", "--unlabelled-text", "body", "--split-sentences")
+    base = ("--base", folder / "encoder.json", *SMALL)
+    with pytest.raises(DataError, match="has no column 'body'"):
+        compress(
+            "train", folder / "data", *base, "--vocabulary", "unigram:50", *more[:1], folder / "data", *more[2:], "--out", folder / "x"
+        )
+    compress("train", folder / "data", *base, "--vocabulary", "unigram:50", *more, "--out", folder / "read")
+    made, known = open_artifact(folder / "read").manifest, open_tokenizer(folder / "read", 24)
+    assert made.data["unlabelled"]["texts"] == 4 and made.data["counts"] == open_artifact(folder / "teacher").manifest.data["counts"]
+    assert known.numbers["[UNK]"] not in known.split("zyzzyva syzygy")
+    with pytest.raises(ConfigError, match=r"--unlabelled .*more.txt is text for a vocabulary here, but none is made") as error:
+        compress("train", folder / "data", "--base", folder / "teacher", *SMALL, "--unlabelled", folder / "more.txt", "--out", folder / "x")
+    assert error.value.hint.startswith("Give --vocabulary, or train on that text first")
+    assert not (folder / "x").exists() and not (folder / "x.partial").exists()
+
+
 def test_tokens_are_not_compared_across_vocabularies(folder):
     with pytest.raises(ConfigError, match="Tokens are to be compared, but the student and the teacher have tokenizers") as error:
         distill(folder, "--hidden-states", "tokens", out="x")
