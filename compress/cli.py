@@ -252,7 +252,7 @@ def predict(
     backbone: str | None,
     as_json: bool,
 ) -> None:
-    """Label TEXTS, the rows of a file, or the lines of standard input with ARTIFACT."""
+    """Label TEXTS, the rows of a file, or the lines of standard input with ARTIFACT, or with the model in a directory of transformers."""
     from compress.prediction import Device, label_texts
     from compress.sources import open_source
 
