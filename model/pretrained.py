@@ -107,7 +107,7 @@ def longest(directory: Path) -> int:
         json.loads(path.read_bytes()) if path.exists() else {} for path in (directory / CONFIG, directory / "tokenizer_config.json")
     )
     positions = config.get("max_position_embeddings", 512)
-    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
+    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         positions -= 2  # theirs begin behind the padding's
     return int(min(512, positions, tokenizer.get("model_max_length", math.inf)))
 
