@@ -250,7 +250,7 @@ def test_text_without_labels_makes_pieces_too(folder):
 
 def test_a_vocabulary_is_made_of_more_text_than_is_trained_on(folder):
     (folder / "more.txt").write_text("zyzzyva was lovely\n" * 40)
-    (folder / "column.jsonl").write_text('{"body": "syzygy is fine. syzygy is dull."}\n{"body": "a syzygy."}\n')
+    (folder / "column.jsonl").write_text('{"body": "Syzygy is fine. Syzygy is dull."}\n{"body": "a syzygy."}\n')
     more = ("--unlabelled", f"{folder / 'more.txt'},{folder / 'column.jsonl'}", "--unlabelled-text", "body", "--split-sentences")
     base = ("--base", folder / "encoder.json", *SMALL)
     with pytest.raises(DataError, match="has no column 'body'"):
