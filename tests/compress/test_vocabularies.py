@@ -244,7 +244,10 @@ def test_a_student_of_its_own_vocabulary_learns_and_is_pruned_and_quantized(fold
 def test_text_without_labels_makes_pieces_too(folder):
     (folder / "more.txt").write_text("zyzzyva was lovely\n" * 40)
     distill(folder, "--unlabelled", folder / "more.txt", out="wider")
-    known, unknown = open_tokenizer(folder / "wider", 24), open_tokenizer(folder / "one", 24)
+    rows = [json.loads(line)["text"] for line in (folder / "data" / "train.jsonl").read_text().splitlines()]
+    (folder / "without").mkdir()
+    (folder / "without" / SENTENCEPIECE_FILE).write_bytes(train_vocabulary("unigram:50", rows))
+    known, unknown = open_tokenizer(folder / "wider", 24), open_tokenizer(folder / "without", 24)
     assert known.numbers["[UNK]"] not in known.split("zyzzyva") and unknown.numbers["[UNK]"] in unknown.split("zyzzyva")
 
 
