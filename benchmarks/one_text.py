@@ -26,6 +26,7 @@ from export.audit import audit
 from export.first_token import one_query
 from export.folding import Storage, clamp, fold
 from export.graph import export_graph
+from export.one_text import one_text
 from export.sharing import share_weights
 from model.config import read_config
 from model.encoder import Encoder
@@ -99,7 +100,7 @@ def write(name: str, folder: Path, tokenizer: Tokenizer, texts: list[str]) -> No
     folder.mkdir(parents=True)
     model = encoder(6, 12, 1536, "gelu", tokenizer) if name == MINILM else student(name, tokenizer, texts)
     export_graph(model, folder / "model.onnx", opset=20, pairs=False)
-    export_graph(model, folder / "single.onnx", opset=20, pairs=False, single=True)
+    export_graph(one_text(model), folder / "single.onnx", opset=20, pairs=False, single=True)
     share_weights(folder / "single.onnx", folder / "model.onnx")
 
 

@@ -44,7 +44,11 @@ def wordpiece(tokenizer: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
     words = Words(tokenizer)
 
     def plain(text: str) -> list[int]:
-        return list(chain.from_iterable(map(words.__getitem__, WORD.findall(text.lower() if lowercase else text))))
+        found: list[int] = []
+        for chunk in (text.lower() if lowercase else text).split():
+            ids = words.get(chunk)  # most are words: only the others are searched for words and marks
+            found += chain.from_iterable(map(words.__getitem__, WORD.findall(chunk))) if ids is None else ids
+        return found
 
     def split(text: str) -> list[int]:
         if PLAIN.fullmatch(text):

@@ -85,7 +85,7 @@ class OrtPredictor:
         """float32 [texts, labels], or what its task has there; what the graph does not take is left out of `batch`."""
         given = {name: array for name, array in batch.items() if name in self.inputs}
         session = self.session
-        if self.single is not None and len(given["input_ids"]) == 1 and given.get("attention_mask", np.True_).all():
+        if self.single is not None and len(given["input_ids"]) == 1 and ("attention_mask" not in given or given["attention_mask"].all()):
             session = self.single
             given.pop("attention_mask", None)
         return np.asarray(session.run([OUTPUTS[self.task]], given)[0], np.float32)

@@ -18,6 +18,7 @@ from export.first_token import FirstTokenAttention, one_query
 from export.folding import clamp, fold
 from export.graph import export_graph, opset_for
 from export.half import to_half
+from export.one_text import one_text
 from export.ort_attention import with_ort_attention
 from export.sharing import share_weights
 from model.artifact import Manifest
@@ -57,7 +58,7 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         promised = plan.plan_of(model.config, attention=options.attention, precision=options.precision, **rewrites)
         alone = options.single and model.config.maskless and options.attention == "standard" and not promised.elsewhere
         if alone:
-            export_graph(written, single, opset=opset, pairs=pairs, single=True)
+            export_graph(one_text(written), single, opset=opset, pairs=pairs, single=True)
             share_weights(single, file)
         kept = to_half(file, parity.batches(model.config, pairs=pairs)) if options.precision == "fp16" else []
         progress(1, 3, "comparing with PyTorch")
