@@ -12,6 +12,7 @@ from compress.config import BenchmarkOptions, ExportOptions
 from compress.sources import Source
 from compress.stage import STAGES, run_stage
 from model.artifact import Artifact, Manifest
+from model.config import EncoderConfig
 from model.errors import AlambicError, ConfigError
 from serve.predictor import read_encoder
 
@@ -170,6 +171,10 @@ def _symmetric(artifact: Artifact) -> None:
 def _ours(title: str, name: str, source: Source, engine: str, precision: str, options: BenchmarkOptions, work: Path) -> Opened:
     artifact, mode = source.model, ENGINES[engine].mode
     shared: dict[str, Any] = {"threads": options.threads, "provider": options.provider}
+    if engine == "transformers" and isinstance(config := read_encoder(artifact.path)[0], EncoderConfig):
+        from model.pretrained import check_bert
+
+        check_bert(config, name)
     if engine in PYTORCH:
         factory = "export.torch_predictor:open_torch_predictor"
         arguments = {"path": str(artifact.path), "engine": engine, **shared, "precision": precision or "fp32"}

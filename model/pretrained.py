@@ -118,8 +118,7 @@ def to_transformers(encoder: Encoder) -> nn.Module:
     Raises ConfigError naming what BERT has not.
     """
     config = encoder.config
-    if found := list(_beyond_bert(config)):
-        raise ConfigError(f"This encoder is no BERT: it has {', '.join(found)}.", "Run it in the engine 'torch' instead of 'transformers'.")
+    check_bert(config)
     require("train", "transformers")
     from transformers import BertConfig, BertModel
 
@@ -212,6 +211,14 @@ def _check_names(names: Mapping[str, tuple[str, ...]], tensors: Tensors, family:
         raise ArtifactError(f"{directory / WEIGHTS} has no tensor {missing[0]}.", WHOLE)
     if unknown := [name for name in tensors if name not in set(used) and not name.startswith(family.left_out)]:
         raise ArtifactError(f"{directory / WEIGHTS} has a tensor that its family has not: {unknown[0]}.", WHOLE)
+
+
+def check_bert(config: EncoderConfig, name: object = "This encoder") -> None:
+    """Raise ConfigError that says what an encoder, called `name`, has and a BERT has not."""
+    if found := list(_beyond_bert(config)):
+        raise ConfigError(
+            f"{name} is no BERT: it has {', '.join(found)}.", "Run it in our own PyTorch instead of transformers: --way torch,ort."
+        )
 
 
 def _beyond_bert(config: EncoderConfig) -> Iterable[str]:

@@ -16,7 +16,6 @@ from compress.stage import Result, Workspace
 from compress.tasks import PRETRAINING, first_score, labels_agree, labels_of, trainable
 from compress.ways import open_ways
 from model.errors import ConfigError
-from model.pretrained import own_task
 
 
 def run(options: BenchmarkOptions, sources: Mapping[str, Source], data: Data, workspace: Workspace) -> Result:
@@ -70,6 +69,8 @@ def _task(sources: Mapping[str, Source], data: Data) -> str:
         if source.artifact is not None:
             labels_agree(source.artifact.manifest.labels, data, source.artifact.manifest.task)
     if not tasks:
+        from model.pretrained import own_task  # here: artifacts alone are measured without torch
+
         tasks = {name: task for name, source in sources.items() if (task := own_task(source.path)) in PRETRAINING}
     return trainable(data, next(iter(tasks.values()), "auto"))
 

@@ -395,6 +395,15 @@ def test_models_that_split_texts_differently_are_not_compared_by_token(folder):
     assert "words that the tokenizer knows" in nothing.value.hint
 
 
+def test_an_encoder_that_is_no_bert_is_told_so_before_anything_is_measured(folder):
+    values = json.loads((folder / "encoder.json").read_text())
+    (folder / "rotary.json").write_text(json.dumps({**values, "positions": {"kind": "rotary"}, "norm_first": True}))
+    train(folder, "masked", "rotary", "--base", folder / "rotary.json", "--tokenizer", folder / "tokenizer", "--train-texts", 16)
+    with pytest.raises(ConfigError, match=r"rotary is no BERT: it has rotary positions, norms before \(norm_first\)") as error:
+        report(folder, folder / "rotary")
+    assert error.value.hint.endswith("--way torch,ort.") and not (folder / "report.partial").exists()
+
+
 def test_a_recipe_of_pretraining_ends_in_a_benchmark(folder):
     small = "batch_size = 16\nmax_length = 24\nthreads = 1\nlearning_rate = 4e-3\nepochs = 1"
     base = f'base = "{folder / "encoder.json"}"\ntokenizer = "{folder / "tokenizer"}"'
