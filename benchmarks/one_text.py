@@ -25,7 +25,7 @@ from compress.sources import open_source
 from export.audit import audit
 from export.first_token import one_query
 from export.folding import Storage, clamp, fold
-from export.graph import export_graph
+from export.graph import export_graph, opset_for
 from export.one_text import one_text
 from export.sharing import share_weights
 from model.config import read_config
@@ -43,13 +43,17 @@ LAST = tuple(f"layers.1.{name}" for name in ("attention.output", "feedforward.up
 
 @dataclass(frozen=True)
 class Way:
-    """Changes of the encoder, activation, how embeddings are stored and whether they are folded, linears that stay fp32."""
+    """Changes of the encoder, activation, how embeddings are stored and whether they are folded, linears that stay fp32.
+
+    `own`: whether the one-text graph has attention of its own (export/one_text.py).
+    """
 
     changes: dict[str, Any]
     activation: str = "gelu"
     storage: Storage = "int8"
     folded: bool = False
     kept: tuple[str, ...] = ()
+    own: bool = True
 
 
 CLS = {"head": {"labels": 2, "pooling": "cls"}}
@@ -60,11 +64,13 @@ WAYS = {
     "early pooling, fp32 embeddings": Way(EARLY, storage="fp32"),
     "early pooling, relu": Way(EARLY, "relu"),
     "the same, folded in int8": Way(FOLDS, "relu", folded=True),
+    "the same, folded in int8, attention as in batches": Way(FOLDS, "relu", folded=True, own=False),
     "the same, folded in fp16": Way(FOLDS, "relu", "fp16", folded=True),
     "the same, folded in fp32": Way(FOLDS, "relu", "fp32", folded=True),
     "folded in int8, one-row linears fp32": Way(FOLDS, "relu", folded=True, kept=LAST),
     "folded in int8, the first token for the mean": Way({**FOLDS, **CLS}, "relu", folded=True),
     "not folded, the first token for the mean": Way({**EARLY, **CLS}, "relu"),
+    "folded in int8, RMSNorm for LayerNorm": Way({**FOLDS, "norm": {"kind": "rmsnorm"}}, "relu", folded=True),
 }
 MINILM = "MiniLM fp32"
 
@@ -99,8 +105,9 @@ def write(name: str, folder: Path, tokenizer: Tokenizer, texts: list[str]) -> No
         return
     folder.mkdir(parents=True)
     model = encoder(6, 12, 1536, "gelu", tokenizer) if name == MINILM else student(name, tokenizer, texts)
-    export_graph(model, folder / "model.onnx", opset=20, pairs=False)
-    export_graph(one_text(model), folder / "single.onnx", opset=20, pairs=False, single=True)
+    alone = one_text(model) if name == MINILM or WAYS[name].own else model
+    export_graph(model, folder / "model.onnx", opset=opset_for(model), pairs=False)
+    export_graph(alone, folder / "single.onnx", opset=opset_for(model), pairs=False, single=True)
     share_weights(folder / "single.onnx", folder / "model.onnx")
 
 
