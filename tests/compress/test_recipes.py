@@ -197,14 +197,20 @@ def test_a_stage_can_do_without_a_default(tmp_path):
     assert pruned.sources == {"model": "student"}
 
 
-@pytest.mark.parametrize("name", ["headline-sst2", "headline-trec"])
-def test_headlines_say_once_how_they_are_taught(name, monkeypatch):
+@pytest.mark.parametrize("name", ["sst2", "subj", "trec", "banking77", "tweets", "series-fr"])
+def test_headlines_share_a_teacher_among_seeds_and_end_in_students_in_int8(name, monkeypatch):
     monkeypatch.setenv("ALAMBIC_DATA", "somewhere")
-    taught = [step.options for step in read_recipe(name).steps if step.stage.name in ("distill", "prune")]
-    assert len({options.unlabelled for options in taught}) == 1 and all(
-        options.unlabelled and options.split_sentences for options in taught
-    )
-    assert all(not step.options.unlabelled for step in read_recipe(name).steps if step.stage.name == "quantize")
+    recipe = read_recipe(f"headline-{name}")
+    steps = {step.out: step for step in recipe.steps}
+    assert (SHIPPED / f"headline-{name}.toml").read_text().startswith("# ") and recipe.data["source"].endswith(name)
+    assert "seed" in steps["teacher"].options.model_fields_set
+    taught = [step for step in recipe.steps if step.sources.get("teacher")]
+    assert len({(step.options.unlabelled, step.options.augment, step.options.unlabelled_texts) for step in taught}) == 1
+    assert taught[0].options.unlabelled or taught[0].options.augment
+    assert "alone" not in steps or (not steps["alone"].options.unlabelled and "teacher" not in steps["alone"].sources)
+    exported = [step for step in recipe.steps if step.stage.name == "export"]
+    assert len(exported) >= 2 and all(steps[step.sources["model"]].stage.name == "quantize" for step in exported)
+    assert all(not step.options.unlabelled for step in recipe.steps if step.stage.name == "quantize")
 
 
 @pytest.mark.parametrize("name", ["demo", "proposed", "long"])
