@@ -108,6 +108,8 @@ def trim_vocabulary(wanted: str, texts: Iterable[str], tokenizer: Tokenizer) -> 
         raise ConfigError(f"{wanted} trims nothing: the vocabulary has {len(tokenizer.numbers):,} pieces.", "Give fewer, or leave it out.")
     used = Counter(number for text in texts for number in tokenizer.split(text))
     stay = {added["id"] for added in rules["added_tokens"]} | set(tokenizer.special_ids.values())
+    if rules["model"].get("unk_id") is not None:
+        stay.add(rules["model"]["unk_id"])
     for piece, number in tokenizer.numbers.items():
         bare = piece.removeprefix("##")
         if len(bare) == 1 and (bare.isascii() or bare == SPACE or used[number]):
@@ -129,14 +131,19 @@ def _renumbered(rules: dict[str, Any], kept: dict[int, int]) -> dict[str, Any]:
         model["vocab"] = {piece: kept[number] for piece, number in model["vocab"].items() if number in kept}
     else:
         model["vocab"] = [entry for number, entry in enumerate(model["vocab"]) if number in kept]
-        model["unk_id"] = kept[model["unk_id"]]
+        model["unk_id"] = kept.get(model["unk_id"])
     added = [{**token, "id": kept[token["id"]]} for token in rules["added_tokens"]]
-    if ends and ends["type"] == "TemplateProcessing":
+    return {**rules, "model": model, "added_tokens": added, "post_processor": ends and _renumbered_ends(ends, kept)}
+
+
+def _renumbered_ends(ends: dict[str, Any], kept: dict[int, int]) -> dict[str, Any]:
+    """What puts special tokens around a text, with the ids of `kept`."""
+    if ends["type"] == "Sequence":
+        return {**ends, "processors": [_renumbered_ends(inner, kept) for inner in ends["processors"]]}
+    if ends["type"] == "TemplateProcessing":
         special = {name: {**token, "ids": [kept[number] for number in token["ids"]]} for name, token in ends["special_tokens"].items()}
-        ends = {**ends, "special_tokens": special}
-    elif ends:  # BertProcessing, RobertaProcessing
-        ends = {**ends, **{role: [ends[role][0], kept[ends[role][1]]] for role in ("sep", "cls")}}
-    return {**rules, "model": model, "added_tokens": added, "post_processor": ends}
+        return {**ends, "special_tokens": special}
+    return {**ends, **{role: [ends[role][0], kept[ends[role][1]]] for role in ("sep", "cls") if role in ends}}  # Bert's, Roberta's
 
 
 def own_tokenizer(wanted: str, texts: Iterable[str], folder: Path, max_length: int, old: Tokenizer | None = None) -> Tokenizer:

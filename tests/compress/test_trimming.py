@@ -87,15 +87,16 @@ def test_a_moved_model_answers_as_before(old, trimmed):
         assert torch.equal(model(one, torch.ones_like(one)), smaller(two, torch.ones_like(two)))
 
 
-def unigram(folder: Path) -> Path:
+def unigram(folder: Path, unknown: int | None = 3) -> Path:
     """As XLM-R's: a Unigram model in tokenizer.json alone, special tokens first."""
     folder.mkdir()
     words = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁the", -2.0), ("▁rare", -9.0), ("▁film", -4.0)]
     letters = [(letter, -12.0) for letter in "▁thefilmra"]
-    fast = Fast(models.Unigram([*words, *dict(letters).items()], unk_id=3))
+    fast = Fast(models.Unigram([*words, *dict(letters).items()], unk_id=unknown))
     fast.pre_tokenizer = pre_tokenizers.Metaspace()
     fast.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
-    fast.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    template = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    fast.post_processor = processors.Sequence([template])
     fast.save(str(folder / "tokenizer.json"))
     return folder
 
@@ -107,6 +108,12 @@ def test_unigram_in_a_tokenizer_json(tmp_path):
     assert pieces(new, "the film") == ["<s>", "▁the", "▁film", "</s>"]
     assert pieces(new, "rare")[1:-1] == ["▁", "r", "a", "r", "e"]
     assert pieces(new, "Ω") == pieces(old, "Ω")
+
+
+def test_unigram_without_an_unknown_piece(tmp_path):
+    old = open_tokenizer(unigram(tmp_path / "old", None), 24)
+    new = own_tokenizer(f"trimmed:{old.vocabulary - 1}", ["the film"], tmp_path / "new", 24, old)
+    assert new.rules["model"]["unk_id"] is None and pieces(new, "the film") == pieces(old, "the film")
 
 
 def test_what_cannot_be_trimmed_is_refused(old, tmp_path):
