@@ -158,7 +158,9 @@ class Selection(Distillation):
     """Which heads and neurons are kept, by how much each matters (Taylor scores)."""
 
     heads: tuple[int, ...] = Field((), description="Heads to keep a layer: one number, or one for each layer (default: all).")
-    neurons: tuple[int, ...] = Field((), description="FFN neurons to keep a layer: one number, or one for each layer (default: all).")
+    neurons: tuple[int, ...] = Field(
+        (), description="FFN neurons to keep a layer: one number, or one for each layer; 0 is no network (default: all)."
+    )
     allocation: Literal["uniform", "global"] = Field(
         "uniform", description="Keep the same number in each layer, or let the layers compete for the same total."
     )

@@ -13,7 +13,7 @@ from model.encoder import Encoder
 
 @dataclass(frozen=True)
 class Importance:
-    """Scores of one layer: `heads` [h] and `neurons` [n]; larger matters more."""
+    """Scores of one layer: `heads` [h] and `neurons` [n], none of a layer without a network; larger matters more."""
 
     heads: Tensor
     neurons: Tensor
@@ -42,14 +42,13 @@ def taylor(model: Encoder, batches: Iterable[Inputs], objective: Objective) -> l
         def gate_neurons(_: Any, inputs: tuple[Tensor], gate: Tensor = neurons) -> tuple[Tensor]:
             return (inputs[0] * gate,)
 
-        hooks += [
-            layer.attention.output.register_forward_pre_hook(gate_heads),
-            layer.feedforward.down.register_forward_pre_hook(gate_neurons),
-        ]
+        hooks.append(layer.attention.output.register_forward_pre_hook(gate_heads))
+        if layer.feedforward is not None:
+            hooks.append(layer.feedforward.down.register_forward_pre_hook(gate_neurons))
     flat = [gate for pair in gates for gate in pair]
     try:
         for inputs in batches:
-            gradients = torch.autograd.grad(objective(model, inputs), flat)
+            gradients = torch.autograd.grad(objective(model, inputs), flat, allow_unused=True, materialize_grads=True)
             for total, gradient in zip((score for pair in scores for score in pair), gradients, strict=True):
                 total += gradient.abs()
     finally:

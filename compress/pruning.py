@@ -1,4 +1,4 @@
-"""Heads and FFN neurons removed for good: the weights are cut, not masked."""
+"""Heads and FFN neurons removed for good: the weights are cut, not masked. A layer that keeps no neuron has no network any more."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,16 @@ from model.errors import ConfigError
 from model.slots import AttentionHeads
 
 
-def counts(wanted: tuple[int, ...], present: list[int], what: str) -> list[int]:
-    """How many `what` to keep in each layer; raises ConfigError if that cannot be."""
+def counts(wanted: tuple[int, ...], present: list[int], what: str, least: int = 1) -> list[int]:
+    """How many `what` to keep in each layer, at least `least`; raises ConfigError if that cannot be."""
     kept = list(present) if not wanted else list(wanted) * len(present) if len(wanted) == 1 else list(wanted)
     if len(kept) != len(present):
         raise ConfigError(f"{len(kept)} numbers of {what} for {len(present)} layers.", "Give one number, or one for each layer.")
     for layer, (keep, have) in enumerate(zip(kept, present, strict=True)):
-        if not 1 <= keep <= have:
-            raise ConfigError(f"Layer {layer} has {have} {what}; {keep} cannot be kept.", f"Give a number between 1 and {have}.")
+        if not min(least, have) <= keep <= have:
+            raise ConfigError(
+                f"Layer {layer} has {have} {what}; {keep} cannot be kept.", f"Give a number between {min(least, have)} and {have}."
+            )
     return kept
 
 
@@ -25,17 +27,20 @@ def choose(scores: list[Tensor], keep: list[int], allocation: str) -> list[list[
     """The indices to keep in each layer, in rising order.
 
     `uniform`: the best `keep[l]` of layer l. `global`: the best sum(keep) of all, each layer's scores first divided by their norm
-    (Molchanov et al. 2017, §2.2), at least one a layer.
+    (Molchanov et al. 2017, §2.2), at least one a layer, but none of a layer that is to keep none.
     """
     if allocation == "uniform":
         return [sorted(score.argsort(descending=True, stable=True)[:count].tolist()) for score, count in zip(scores, keep, strict=True)]
     normed = [score / score.norm().clamp_min(1e-12) for score in scores]
-    best = [int(score.argmax()) for score in normed]
+    best = [int(score.argmax()) if count else None for score, count in zip(scores, keep, strict=True)]
     rest = sorted(
-        ((-float(value), layer, index) for layer, score in enumerate(normed) for index, value in enumerate(score) if index != best[layer])
+        (-float(value), layer, index)
+        for layer, score in enumerate(normed)
+        for index, value in enumerate(score)
+        if keep[layer] and index != best[layer]
     )
-    chosen = [[index] for index in best]
-    for _, layer, index in rest[: sum(keep) - len(keep)]:
+    chosen = [[] if index is None else [index] for index in best]
+    for _, layer, index in rest[: sum(keep) - len([count for count in keep if count])]:
         chosen[layer].append(index)
     return [sorted(indices) for indices in chosen]
 
@@ -52,14 +57,17 @@ def check_heads(config: EncoderConfig, keep: list[int]) -> None:
 
 
 def prune(model: Encoder, heads: list[list[int]], neurons: list[list[int]]) -> Encoder:
-    """A smaller encoder with only the given heads and neurons of each layer; keeping all of them gives the same model."""
+    """A smaller encoder with only the given heads and neurons of each layer; keeping all of them gives the same model.
+
+    Without neurons a layer has no network, and of its two norms the first alone is left.
+    """
     check_heads(model.config, [len(kept) for kept in heads])
     layers = []
     for layer, kept_heads, kept_neurons in zip(model.config.layers, heads, neurons, strict=True):
         attention = {**layer.attention.model_dump(), "heads": len(kept_heads)}
         if layer.attention.keys == layer.attention.heads:
             attention["key_value_heads"] = None  # each head keeps its own
-        feedforward = {**layer.feedforward.model_dump(), "neurons": len(kept_neurons)}
+        feedforward = {**layer.feedforward.model_dump(), "neurons": len(kept_neurons)} if kept_neurons else {"kind": "none"}
         layers.append({**layer.model_dump(), "attention": attention, "feedforward": feedforward})
     smaller = Encoder(model.config.changed(layers=layers))
     weights = {}
@@ -67,6 +75,8 @@ def prune(model: Encoder, heads: list[list[int]], neurons: list[list[int]]) -> E
         parts = name.split(".")
         if parts[0] == "layers":
             number = int(parts[1])
+            if parts[2].startswith("feedforward") and not neurons[number]:
+                continue
             value = _cut(value, parts[2:], heads[number], neurons[number], model.config.layers[number].attention)
         weights[name] = value.clone()
     smaller.load_state_dict(weights)

@@ -25,7 +25,7 @@ NORMS = {
 # A quantized linear adds one, the QuantizeLinear of its input.
 # Nodes of a model of tables: alone, what each length of n-grams or each tap adds, the way in which the table is stored, a vector's norm.
 STATIC, NGRAM, CONVOLUTION, TAP, STORED, VECTOR = 12, 11, 19, 2, {"fp32": 0, "fp16": 1, "int8": 3}, 6
-FEEDFORWARD, ROTATION, OUTSIDE, SPARE, PREFIX = {"mlp": 20, "glu": 22}, {"none": 0, "learned": 0, "rotary": 8}, 48, 2, 8
+FEEDFORWARD, ROTATION, OUTSIDE, SPARE, PREFIX = {"none": 14, "mlp": 20, "glu": 22}, {"none": 0, "learned": 0, "rotary": 8}, 48, 2, 8
 
 FIRST = "layers.0.attention.qkv"  # the projection that may be folded into the embeddings
 PINNED = "Another version of onnxruntime may have lost it: install the pinned one (constraints.txt) and export again."
@@ -76,7 +76,7 @@ def plan_of(
         nodes = _table_nodes(config)
         return Plan(0, {}, norm="", norms=0, scores=0, attention=0, nodes=nodes if here else None)
     dense = sum(layer.attention.kind == "dense" for layer in config.layers)
-    kinds: Counter[str] = Counter(layer.feedforward.activation for layer in config.layers)
+    kinds: Counter[str] = Counter(layer.feedforward.activation for layer in config.layers if layer.feedforward.kind != "none")
     gone = {*([FIRST] * folded), *([f"layers.{len(config.layers) - 1}.attention.qkv"] * one_query)}
     quantized = len(set(config.quantization.linears) - gone) if config.quantization else 0
     plain = all(layer.attention.key_value_heads is None and not layer.attention.query_key_norm for layer in config.layers)
@@ -98,7 +98,7 @@ def plan_of(
 
 
 def _norms(config: EncoderConfig) -> int:
-    return 1 + sum(1 + layer.attention_norm for layer in config.layers) + config.norm_first
+    return 1 + sum(layer.attention_norm + (layer.feedforward.kind != "none") for layer in config.layers) + config.norm_first
 
 
 def _table_nodes(config: StaticConfig | ConvolutionConfig) -> int:

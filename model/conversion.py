@@ -73,7 +73,8 @@ def with_activation(encoder: Encoder, activation: str) -> Encoder:
     """`encoder` with another activation in every layer's feed-forward network, and the weights that it has."""
     layers = [layer.model_dump() for layer in encoder.config.layers]
     for layer in layers:
-        layer["feedforward"]["activation"] = activation
+        if layer["feedforward"]["kind"] != "none":
+            layer["feedforward"]["activation"] = activation
     return rebuilt(encoder, layers=layers)
 
 

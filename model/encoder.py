@@ -93,8 +93,9 @@ class Layer(nn.Module):
         if config.max_length > LONG:
             self.attention.at_once = HEADS_AT_ONCE
         self.attention_norm = NORMS[config.norm.kind](config.norm, config.width) if layer.attention_norm else nn.Identity()
-        self.feedforward = FEEDFORWARDS[layer.feedforward.kind](layer.feedforward, config.width)
-        self.feedforward_norm = NORMS[config.norm.kind](config.norm, config.width)
+        network = FEEDFORWARDS.get(layer.feedforward.kind)  # there may be none
+        self.feedforward = network(layer.feedforward, config.width) if network else None
+        self.feedforward_norm = NORMS[config.norm.kind](config.norm, config.width) if network else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor, kernel: str) -> Tensor:
@@ -106,10 +107,12 @@ class Layer(nn.Module):
         pool = self._pool(mask)
         attended = self.dropout(self.attention(read, bias, self.positions, kernel, pool))
         x = attended + (x if pool is None else pool(x.view(*sizes(bias), x.shape[1])))
+        x = x if self.norm_first else normed(self.attention_norm, x, mask)
+        if self.feedforward is None or self.feedforward_norm is None:
+            return x
         if self.norm_first:
             y: Tensor = x + self.dropout(self.feedforward(normed(self.feedforward_norm, x, mask)))
             return y
-        x = normed(self.attention_norm, x, mask)
         return normed(self.feedforward_norm, x + self.dropout(self.feedforward(x)), mask)
 
     def _pool(self, mask: Tensor | None) -> Callable[[Tensor], Tensor] | None:

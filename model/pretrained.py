@@ -123,7 +123,7 @@ def to_transformers(encoder: Encoder) -> nn.Module:
     from transformers import BertConfig, BertModel
 
     ours = encoder.state_dict()
-    layer = config.layers[0]
+    layer: Any = config.layers[0]
     activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == layer.feedforward.activation)
     bert = BertModel(
         BertConfig(
@@ -239,8 +239,10 @@ def _beyond_bert(config: EncoderConfig) -> Iterable[str]:
         yield "attention that is not dense"
     elif any(layer.attention.prefix for layer in config.layers if layer.attention.kind == "dense"):
         yield "a prefix"
-    if any(layer.feedforward.kind != "mlp" for layer in config.layers):
+    if any(layer.feedforward.kind == "glu" for layer in config.layers):
         yield "gated feed-forward networks (glu)"
+    if any(layer.feedforward.kind == "none" for layer in config.layers):
+        yield "layers without a feed-forward network"
     if any(layer.attention.key_value_heads or layer.attention.query_key_norm for layer in config.layers):
         yield "shared keys and values, or norms over queries and keys"
     if any(layer.positions or not layer.attention_norm for layer in config.layers):

@@ -254,7 +254,18 @@ class Glu(Slot):
     activation: Activation = "silu"
 
 
-FeedForward = Annotated[Mlp | Glu, Field(discriminator="kind")]
+class NoFeedForward(Slot):
+    """No network, and no norm of its own: the layer is its attention."""
+
+    kind: Literal["none"] = "none"
+
+    @property
+    def neurons(self) -> int:
+        """None are left."""
+        return 0
+
+
+FeedForward = Annotated[Mlp | Glu | NoFeedForward, Field(discriminator="kind")]
 
 
 class LayerNorm(Slot):

@@ -135,7 +135,7 @@ def _smaller(student: Encoder, teacher: Encoder, layers: list[int], tokenizer: T
     """`student` with the heads and neurons that matter most in the `teacher` itself, scored on labelled texts with its own loss."""
     heads = counts(options.heads, [layer.attention.heads for layer in student.config.layers], "heads")
     check_heads(student.config, heads)
-    neurons = counts(options.neurons, [layer.feedforward.neurons for layer in student.config.layers], "neurons")
+    neurons = counts(options.neurons, [layer.feedforward.neurons for layer in student.config.layers], "neurons", least=0)
     scored = tokenize(tokenizer, texts.part, texts.task, texts.labels).subset(options.scoring_texts, options.seed)
     with bar("scoring the teacher's heads and neurons") as progress:
         importance = taylor(teacher, scored.passing(options.batch_size, progress), supervised(texts.task))

@@ -31,7 +31,7 @@ def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, worksp
         raise ConfigError(f"{source.path} is quantized already.", "Prune before you quantize.")
     heads = counts(options.heads, [layer.attention.heads for layer in model.config.layers], "heads")
     check_heads(model.config, heads)
-    neurons = counts(options.neurons, [layer.feedforward.neurons for layer in model.config.layers], "neurons")
+    neurons = counts(options.neurons, [layer.feedforward.neurons for layer in model.config.layers], "neurons", least=0)
     teacher = open_teacher(sources["teacher"], data, backbone) if "teacher" in sources else None
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
     texts = texts_for(options, data, task, labels, source.path, sources.get("generator"))
