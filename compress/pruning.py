@@ -1,5 +1,7 @@
 """Heads and FFN neurons removed for good: the weights are cut, not masked. A layer that keeps no neuron has no network any more."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,7 @@ from compress.importance import Importance
 from model.config import EncoderConfig
 from model.encoder import Encoder
 from model.errors import ConfigError
+from model.norms import BatchNorm
 from model.slots import AttentionHeads
 
 
@@ -59,7 +62,7 @@ def check_heads(config: EncoderConfig, keep: list[int]) -> None:
 def prune(model: Encoder, heads: list[list[int]], neurons: list[list[int]]) -> Encoder:
     """A smaller encoder with only the given heads and neurons of each layer; keeping all of them gives the same model.
 
-    Without neurons a layer has no network, and of its two norms the first alone is left.
+    Without neurons a layer has no network, and one norm for two.
     """
     check_heads(model.config, [len(kept) for kept in heads])
     layers = []
@@ -80,7 +83,25 @@ def prune(model: Encoder, heads: list[list[int]], neurons: list[list[int]]) -> E
             value = _cut(value, parts[2:], heads[number], neurons[number], model.config.layers[number].attention)
         weights[name] = value.clone()
     smaller.load_state_dict(weights)
+    for before, after in zip(model.layers, smaller.layers, strict=True):
+        if before.feedforward is not None and after.feedforward is None and not model.config.norm_first:
+            _merge(before.attention_norm, before.feedforward_norm, after.attention_norm)
     return smaller
+
+
+def _merge(first: Any, second: Any, norm: Any) -> None:
+    """Set `norm` to what `second` makes of `first` (in place), for rows whose features have a deviation of 1 and are alike.
+
+    Between norms in a row there is an affine map; only the second's divisor hangs on the row, and it is taken at its expectation.
+    """
+    if isinstance(first, BatchNorm):
+        return  # its averages are of what came from the network
+    bias = torch.zeros_like(first.weight) if getattr(first, "bias", None) is None else first.bias
+    with torch.no_grad():
+        weight = second.weight / (first.weight.square().mean() + bias.var(correction=0)).sqrt()
+        norm.weight.copy_(first.weight * weight)
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.copy_((bias - bias.mean()) * weight + second.bias)
 
 
 def prune_by(model: Encoder, importance: list[Importance], heads: list[int], neurons: list[int], allocation: str) -> Encoder:
