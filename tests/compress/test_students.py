@@ -121,10 +121,37 @@ def test_glu_is_cut_too():
     assert torch.allclose(logits(cut, inputs()), logits(model, inputs()), atol=1e-6)
 
 
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_layer_that_keeps_no_neuron_is_its_attention_alone(norm, norm_first):
+    """The same as a network that gives nothing; with norms after, where all weights of the first are one number, and all its biases."""
+    model = tiny_encoder(norm={"kind": norm}, norm_first=norm_first)
+    with torch.no_grad():
+        first = model.layers[0]
+        first.feedforward.down.weight.zero_()
+        first.feedforward.down.bias.zero_()
+        first.attention_norm.weight.fill_(1.7)
+        if norm == "layernorm":
+            first.attention_norm.bias.fill_(0.4)
+    cut = prune(model, [[0, 1, 2, 3], [0, 1]], [[], list(range(20))]).eval()
+    assert torch.allclose(logits(cut, inputs()), logits(model, inputs()), atol=1e-5)
+    assert [name for name, _ in cut.layers[0].named_children() if "feedforward" in name] == []
+    again = prune(cut, [[0, 1], [0, 1]], [[], [3]])
+    assert [(layer.attention.heads, layer.feedforward.neurons) for layer in again.config.layers] == [(2, 0), (2, 1)]
+
+
+def test_a_layer_without_a_network_has_no_neuron_to_score():
+    without = prune(tiny_encoder(), [[0, 1, 2, 3], [0, 1]], [[], list(range(20))])
+    scores = taylor(without, [inputs()], supervised("classification"))
+    assert [(len(layer.heads), len(layer.neurons)) for layer in scores] == [(4, 0), (2, 20)]
+    assert all(layer.heads.abs().sum() > 0 for layer in scores) and scores[1].neurons.abs().sum() > 0
+
+
 def test_the_best_are_kept_in_each_layer_or_over_all():
     scores = [torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([0.1, 0.9])]
     assert choose(scores, [2, 1], "uniform") == [[0, 1], [1]]
     assert choose([torch.tensor([10.0, 9.0, 8.0]), torch.tensor([1.0, 0.001, 0.001])], [2, 2], "global") == [[0, 1, 2], [0]]
+    assert choose(scores, [0, 1], "global") == choose(scores, [0, 1], "uniform") == [[], [1]]
     importance = [Importance(scores[0], torch.rand(32)), Importance(scores[1], torch.rand(20))]
     smaller = prune_by(tiny_encoder(), importance, [2, 1], [8, 5], "uniform")
     assert [(layer.attention.heads, layer.feedforward.neurons) for layer in smaller.config.layers] == [(2, 8), (1, 5)]
@@ -134,6 +161,9 @@ def test_counts_are_one_number_or_one_a_layer():
     assert counts((), [4, 2], "heads") == [4, 2]
     assert counts((2,), [4, 2], "heads") == [2, 2]
     assert counts((3, 1), [4, 2], "heads") == [3, 1]
+    assert counts((0, 1), [9, 2], "neurons", least=0) == [0, 1]
+    with pytest.raises(ConfigError, match="Layer 0 has 4 heads; 0 cannot be kept"):
+        counts((0, 2), [4, 2], "heads")
     with pytest.raises(ConfigError, match="Layer 1 has 2 heads; 3 cannot be kept"):
         counts((3,), [4, 2], "heads")
     with pytest.raises(ConfigError, match="3 numbers of heads for 2 layers"):

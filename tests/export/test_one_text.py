@@ -24,6 +24,10 @@ FORMS = {
     "the first token pooled early": {"early_pooling": True, "head": {"labels": 3, "pooling": "cls"}},
     "tags": {"head": {"kind": "tagging", "labels": 3}},
     "folded": {"early_pooling": True, "positions_after_norm": True},
+    "no network": {
+        "early_pooling": True,
+        "layers": {"count": 2, "attention": {"heads": 4}, "feedforward": [{"kind": "none"}, {"kind": "mlp", "neurons": 8}]},
+    },
     "one head": {
         "early_pooling": True,
         "layers": {"count": 2, "attention": {"heads": 1, "head_width": 6}, "feedforward": {"kind": "mlp", "neurons": 8}},

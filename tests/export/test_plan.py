@@ -43,6 +43,7 @@ def refused(file, model, opset=None):
         (quantized, ROTARY),
         (quantized, {"early_pooling": True}),
         (quantized, layers(kind="glu", neurons=12)),
+        (quantized, layers(kind="none")),
         (tiny_encoder, {"norm_first": True, "positions": {"kind": "none"}}),
         (tiny_encoder, layers(kind="glu", neurons=12, activation="gelu")),
         (tiny_encoder, layers(kind="mlp", neurons=12, activation="silu")),

@@ -16,13 +16,14 @@ from tests.model.tiny import batch, tiny_config, tiny_encoder
 
 LEARNED = {"kind": "learned", "length": 16}
 GLU_LAYERS = {"count": 2, "attention": {"heads": 3, "head_width": 4}, "feedforward": {"kind": "glu", "neurons": 10}}
+HALF = {"layers": {"count": 2, "attention": {"heads": 4}, "feedforward": [{"kind": "none"}, {"kind": "mlp", "neurons": 10}]}}
 COMBINATIONS = [
     {"positions": positions, "norm": {"kind": norm}, "norm_first": norm_first, **layers, "head": {"labels": 3, "pooling": pooling}}
     for positions, norm, norm_first, layers, pooling in itertools.product(
         (LEARNED, {"kind": "rotary"}, {"kind": "none"}),
         ("layernorm", "rmsnorm"),
         (False, True),
-        ({}, {"layers": GLU_LAYERS}),
+        ({}, {"layers": GLU_LAYERS}, HALF),
         ("mean", "cls"),
     )
 ]
