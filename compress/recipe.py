@@ -21,6 +21,14 @@ an earlier one.
 run = ["distill", "prune"]
 frozen = "tokens"
 
+A stage that is run for several models is said once; each of their names takes the place of `*`:
+
+[[stage]]
+run = "quantize"
+each = ["student", "small"]
+model = "*"
+out = "*-int8"
+
 A recipe can be repeated with another seed (`compress run … --seed 1`): every stage that does not say its seed, and whatever comes from it,
 is made once more in OUT/seed-1; a stage that says it, such as a teacher with `seed = 0`, is shared.
 
@@ -99,6 +107,7 @@ def read_recipe(value: str, seed: int | None = None) -> Recipe:
     tables = content.get("stage", [])
     if not isinstance(tables, list) or not tables:
         raise ConfigError(f"{path} has no [[stage]].", "A recipe is a list of [[stage]] tables, each with `run` and `out`.")
+    tables = [one for number, table in enumerate(tables, start=1) for one in _each(table, f"{path}, stage {number}")]
     steps: list[Step] = []
     for number, table in enumerate(_with_defaults(tables, content.get("defaults", []), str(path)), start=1):
         steps.append(_step(table, f"{path}, stage {number}", steps, seed))
@@ -146,6 +155,19 @@ def _filled_in(value: Any, where: str) -> Any:
         return os.environ[name]
 
     return VARIABLE.sub(variable, value)
+
+
+def _each(table: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """The tables that one stands for: one for each name in its `each`, which takes the place of `*`; itself without `each`."""
+    if "each" not in table:
+        return [table]
+    names = table["each"]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"{where}: each = {names!r} is no list of names.", 'Write each = ["student", "pruned"], and "*" where a name is to stand.'
+        )
+    rest = {key: value for key, value in table.items() if key != "each"}
+    return [{key: value.replace("*", name) if isinstance(value, str) else value for key, value in rest.items()} for name in names]
 
 
 def _with_defaults(tables: list[dict[str, Any]], defaults: Any, where: str) -> list[dict[str, Any]]:

@@ -197,6 +197,31 @@ def test_a_stage_can_do_without_a_default(tmp_path):
     assert pruned.sources == {"model": "student"}
 
 
+def test_a_stage_for_several_models_is_a_stage_for_each(tmp_path):
+    file = tmp_path / "each.toml"
+    one = 'run = "quantize"\nmodel = "{0}"\nout = "{0}-int8"\nmethod = "qat"\n'
+    file.write_text(SHARED + "".join(f"\n[[stage]]\n{one.format(name)}" for name in ("student", "pruned")))
+    spelled = read_recipe(str(file)).steps
+    file.write_text(SHARED + f'\n[[stage]]\neach = ["student", "pruned"]\n{one.format("*")}')
+    assert read_recipe(str(file)).steps == spelled and [step.out for step in spelled][-2:] == ["student-int8", "pruned-int8"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ('each = []\nrun = "train"', "stage 1: each = [] is no list of names."),
+        ('each = "student"\nrun = "train"', "stage 1: each = 'student' is no list of names."),
+        ('each = ["a", "b"]\nrun = "train"', "stage 2: out = 'teacher' is not a new plain name."),
+    ],
+)
+def test_each_needs_names_and_a_place_for_them(tmp_path, wrong, message):
+    file = tmp_path / "wrong.toml"
+    file.write_text(SHARED.replace('run = "train"', wrong, 1))
+    with pytest.raises(ConfigError) as error:
+        read_recipe(str(file))
+    assert error.value.message.endswith(message)
+
+
 @pytest.mark.parametrize("name", ["sst2", "subj", "trec", "banking77", "tweets", "series-fr"])
 def test_headlines_share_a_teacher_among_seeds_and_end_in_students_in_int8(name, monkeypatch):
     monkeypatch.setenv("ALAMBIC_DATA", "somewhere")
