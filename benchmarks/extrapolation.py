@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from compress.cli import boundary
 from compress.data import load_data
 from model.config import read_config
 from model.encoder import Encoder
@@ -147,4 +148,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with boundary():
+        main()

@@ -27,6 +27,7 @@ from benchmarks.peers import PEERS, Peer, build_peers, in_int8, own_way
 from compress.benchmarking import Plan, benchmark
 from compress.builtin import SETS
 from compress.charts import front, label_points
+from compress.cli import boundary
 from compress.config import ExportOptions
 from compress.data import Data, load_data
 from compress.progress import bar, say
@@ -318,4 +319,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with boundary():
+        main()

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.cli import boundary
 from serve.machine import machine_facts
 
 WIDTH, LAYERS, HEADS, NEURONS, VOCABULARY, LONGEST = 256, 4, 8, 1024, 1000, 8192
@@ -226,4 +227,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with boundary():
+        main()

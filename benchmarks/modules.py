@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from compress.cli import boundary
 from export.graph import export_graph, opset_for
 from model.config import read_config
 from model.encoder import Encoder
@@ -102,4 +103,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with boundary():
+        main()

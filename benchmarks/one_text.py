@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from compress.cli import boundary
 from compress.data import load_data
 from compress.quantization import calibrate, freeze, linears, observed
 from compress.sources import open_source
@@ -169,4 +170,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with boundary():
+        main()

@@ -20,6 +20,7 @@ from typing import Any
 
 from compress import recipe
 from compress.benchmarking import Plan, benchmark
+from compress.cli import boundary
 from compress.config import ExportOptions, QuantizeOptions, Training, TrainOptions
 from compress.data import Data, load_data
 from compress.progress import bar, say
@@ -277,4 +278,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with boundary():
+        main()

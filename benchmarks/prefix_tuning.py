@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from click.testing import CliRunner
 
-from compress.cli import cli
+from compress.cli import boundary, cli
 from compress.data import load_data
 from model.artifact import open_artifact
 from serve.predictor import open_predictor, scores
@@ -80,4 +80,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with boundary():
+        main()

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.cli import boundary
 from serve.predictor import OrtPredictor, open_predictor
 
 SLOWER = 1.05
@@ -123,4 +124,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with boundary():
+        main()

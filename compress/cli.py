@@ -1,12 +1,13 @@
 """The command line: a command builds a configuration, calls one function, echoes.
 
-Results go to stdout (`--json` for programs), everything else to stderr. Errors that a user can cause leave through one boundary in
-`main`: a line `Error:`, a line `Hint:`, exit code 2, or 3 if a gate said no. This file is torch-free until a stage runs.
+Results go to stdout (`--json` for programs), everything else to stderr. Errors that a user can cause leave through one `boundary`:
+a line `Error:`, a line `Hint:`, exit code 2, or 3 if a gate said no. This file is torch-free until a stage runs.
 """
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -67,10 +68,11 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """Entry point of `compress`: the one boundary that turns errors into lines and exit codes."""
+@contextmanager
+def boundary() -> Iterator[None]:
+    """The one place where errors become lines on stderr and exit codes: of `compress`, and of the scripts in benchmarks."""
     try:
-        cli.main(standalone_mode=False)
+        yield
     except AlambicError as error:
         click.echo(f"Error: {error.message}", err=True)
         if error.hint:
@@ -89,6 +91,12 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has left
         sys.exit(0)
+
+
+def main() -> None:
+    """Entry point of `compress`."""
+    with boundary():
+        cli.main(standalone_mode=False)
 
 
 def _epilog(text: str) -> str:
