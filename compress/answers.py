@@ -3,7 +3,8 @@
 An entry of the cache (see `compress.cache`) is the result of its key: teacher, texts and whatever else decides the answers. The texts are
 asked longest first in batches that depend on the texts alone, so many to a file, so that a run that was killed goes on with the
 first file that is missing and ends in the same bytes. Each file is written whole or not at all and carries a digest of its values; a
-damaged one is asked for again. Files are memory-mapped: the answers may be larger than the memory.
+damaged one is asked for again, and one that lacks what another student wants to know gets that beside what it has. Files are
+memory-mapped: the answers may be larger than the memory.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from model.artifact import flush
 
 AT_ONCE = 64  # texts that a teacher is asked at a time, fewer where they are LONG
 SHARD = 64  # times so many texts in one file
-HALF = ("teacher_states",)  # kept as float16 where they fit: benchmarks/teaching.py shows what it costs
+STATE = "teacher_state_"  # and a layer's number; kept as float16 where that fits: benchmarks/teaching.py shows what it costs
 Ask = Callable[[list[int]], dict[str, Tensor]]
 KINDS = {"F32": np.float32, "F16": np.float16}
 
@@ -45,6 +46,19 @@ class Answers:
         size = AT_ONCE * SHARD
         found = [self.files[place // size][place % size] for place in self.places[rows].tolist()]
         return torch.from_numpy(np.stack(found).astype(np.float32))
+
+
+class Stacked:
+    """Values of several names side by side: [n, ..] of each of `columns` to [n, names, ..]."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, rows: list[int]) -> Tensor:
+        return torch.stack([column[rows] for column in self.columns], 1)
 
 
 class Joined:
@@ -74,10 +88,13 @@ def joined(parts: Sequence[Mapping[str, Column]]) -> dict[str, Column]:
 
 
 @torch.no_grad()
-def kept_answers(cache: Path, key: Mapping[str, Any], lengths: np.ndarray, ask: Ask, progress: Progress) -> dict[str, Column]:
-    """By name, the answers to texts of `lengths` [n]: read from `cache`, or asked for by `ask`, which takes rows and gives [rows, ..].
+def kept_answers(
+    cache: Path, key: Mapping[str, Any], names: Sequence[str], lengths: np.ndarray, ask: Ask, progress: Progress
+) -> dict[str, Column]:
+    """Of each of `names` the answers to texts of `lengths` [n]: read from `cache`, or asked for by `ask`, which takes rows and gives
+    [rows, ..] by name.
 
-    Those of HALF are kept as float16 where they fit, all others as float32.
+    States of layers are kept as float16 where they fit, all else as float32.
     """
     order = np.argsort(-lengths, kind="stable")
     places = np.empty_like(order)
@@ -90,11 +107,13 @@ def kept_answers(cache: Path, key: Mapping[str, Any], lengths: np.ndarray, ask: 
         for number, start in enumerate(starts):
             file = folder / f"{number:05}.safetensors"
             rows = order[start : start + AT_ONCE * SHARD].tolist()
-            if not _whole(file):
-                _write(file, _asked(rows, lengths, ask, progress, start, len(order)))
+            known = _mapped(file) if _whole(file) else {}
+            if not known.keys() >= set(names):
+                others = {name: torch.from_numpy(value.copy()) for name, value in known.items()}
+                _write(file, {**others, **_asked(rows, lengths, ask, progress, start, len(order))})
             files.append(_mapped(file))
             progress(start + len(rows), len(order), "")
-    return {name: Answers([file[name] for file in files], places) for name in files[0]}
+    return {name: Answers([file[name] for file in files], places) for name in names}
 
 
 def digest_of(values: Iterable[Any]) -> str:
@@ -114,7 +133,7 @@ def _asked(rows: list[int], lengths: np.ndarray, ask: Ask, progress: Progress, b
         start += count
         progress(before + min(start, len(rows)), total, "")
     values = {name: torch.cat([one[name].float().cpu() for one in found]).contiguous() for name in found[0]}
-    halves = {name: values[name].half() for name in HALF if name in values}
+    halves = {name: value.half() for name, value in values.items() if name.startswith(STATE)}
     return {**values, **{name: half for name, half in halves.items() if bool(half.isfinite().all())}}
 
 

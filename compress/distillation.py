@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compress.answers import STATE
 from compress.losses import HARD, SOFT
 from compress.training import Inputs, Objective, model_inputs
 from model.errors import ConfigError
@@ -23,16 +24,14 @@ def pooled(state: Tensor, mask: Tensor) -> Tensor:
 
 
 def teacher_answers(teacher: Any, inputs: Inputs, layers: list[int], *, bf16: bool = False) -> dict[str, Tensor]:
-    """What the teacher says of a batch: `teacher_logits` [B, labels] and, if there are layers, `teacher_states` [B, len(layers), W].
+    """What the teacher says of a batch: `teacher_logits` [B, labels] and a `teacher_state_L` [B, W] of each layer L, mean-pooled.
 
-    States are mean-pooled. bf16: compute in bfloat16.
+    bf16: compute in bfloat16.
     """
     with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=bf16):
         logits, states = teacher.states(**model_inputs(inputs))
-    answers = {"teacher_logits": logits.float()}
-    if layers:
-        answers["teacher_states"] = torch.stack([pooled(states[layer].float(), inputs["attention_mask"]) for layer in layers], 1)
-    return answers
+    kept = {f"{STATE}{layer}": pooled(states[layer].float(), inputs["attention_mask"]) for layer in layers}
+    return {"teacher_logits": logits.float(), **kept}
 
 
 def hidden_loss(state: Tensor, target: Tensor) -> Tensor:

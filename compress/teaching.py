@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.answers import digest_of, joined, kept_answers
+from compress.answers import STATE, Stacked, digest_of, joined, kept_answers
 from compress.cache import cache_folder
 from compress.config import Distillation
 from compress.data import Data
@@ -149,7 +149,10 @@ def _along(teacher: Encoder, layers: list[int], device: str) -> Along:
 
 
 def _own_answers(teacher: Teacher, heard: Sequence[Corpus], layers: list[int], options: Distillation) -> dict[str, Column]:
-    """The answers of a teacher that is an encoder of ours, to each corpus as it reads it."""
+    """The answers of a teacher that is an encoder of ours, to each corpus as it reads it: `teacher_logits`, `teacher_states` if any.
+
+    What decides the answers does not tell which `layers` are wanted, so that students of other depths share them.
+    """
     model: Any = teacher.model
     model.eval().to(options.device)
     bf16 = options.precision == "bf16"
@@ -161,9 +164,13 @@ def _own_answers(teacher: Teacher, heard: Sequence[Corpus], layers: list[int], o
             return teacher_answers(model, inputs, layers, bf16=bf16)
 
         tokens = digest_of([encoding.ids, encoding.types] for encoding in corpus.encodings)
-        key = {**_key(teacher, options), "layers": layers, "bf16": bf16, "tokens": tokens}
+        key = {**_key(teacher, options), "bf16": bf16, "tokens": tokens}
+        states = [f"{STATE}{layer}" for layer in layers]
         with bar("the teacher answers") as progress:
-            found.append(kept_answers(cache_folder(options.cache), key, corpus.lengths, ask, progress))
+            kept = kept_answers(cache_folder(options.cache), key, ["teacher_logits", *states], corpus.lengths, ask, progress)
+        found.append({"teacher_logits": kept["teacher_logits"]})
+        if layers:
+            found[-1]["teacher_states"] = Stacked([kept[name] for name in states])
     model.cpu()
     return joined(found)
 
@@ -179,7 +186,7 @@ def _foreign_answers(teacher: Teacher, texts: Texts, options: Distillation) -> d
         lengths = np.array([len(text) for text in each])
         with bar("the teacher answers") as progress:
             ask = foreign_ask(teacher, each, pairs, options.max_length)
-            found.append(kept_answers(cache_folder(options.cache), key, lengths, ask, progress))
+            found.append(kept_answers(cache_folder(options.cache), key, ["teacher_logits"], lengths, ask, progress))
     return joined(found)
 
 

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from compress import answers, cache
-from compress.answers import Joined, digest_of, joined, kept_answers
+from compress.answers import Joined, Stacked, digest_of, joined, kept_answers
 from compress.cache import cache_folder, clear, entries
 from compress.cli import cli
 from model.errors import ArtifactError, EnvironmentProblem
@@ -24,10 +24,11 @@ LENGTHS = np.random.default_rng(0).integers(1, 30, 400)
 class Teacher:
     """Answers with what depends on the row alone, and remembers what it was asked."""
 
-    def __init__(self, stops_after: int | None = None, size: float = 1.0) -> None:
+    def __init__(self, stops_after: int | None = None, size: float = 1.0, layers: tuple[int, ...] = (0, 1)) -> None:
         self.asked: list[list[int]] = []
         self.stops_after = stops_after
         self.size = size
+        self.layers = layers
 
     def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         if len(self.asked) == self.stops_after:
@@ -36,7 +37,7 @@ class Teacher:
         numbers = torch.tensor(rows, dtype=torch.float32)
         return {
             "teacher_logits": torch.stack([numbers, -numbers / 3], 1),
-            "teacher_states": self.size * numbers[:, None, None].expand(-1, 2, 5),
+            **{f"teacher_state_{layer}": self.size * (numbers + layer)[:, None].expand(-1, 5) for layer in self.layers},
         }
 
 
@@ -48,7 +49,8 @@ def small(monkeypatch) -> None:
 
 
 def ask(folder: Path, teacher: Teacher, key: dict[str, str] | None = None):
-    return kept_answers(folder, key or KEY, LENGTHS, teacher, lambda *_: None)
+    names = ["teacher_logits", *(f"teacher_state_{layer}" for layer in teacher.layers)]
+    return kept_answers(folder, key or KEY, names, LENGTHS, teacher, lambda *_: None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -63,17 +65,30 @@ def test_what_is_read_is_what_was_said_and_nobody_is_asked_twice(tmp_path):
     for columns in (found, ask(tmp_path, Teacher(stops_after=0))):
         rows = [399, 0, 7, 7]
         assert torch.equal(columns["teacher_logits"][rows], torch.tensor([[row, -row / 3] for row in rows]))
-        assert torch.equal(columns["teacher_states"][rows], torch.tensor(rows, dtype=torch.float32)[:, None, None].expand(-1, 2, 5))
-        assert columns["teacher_states"][rows].dtype == torch.float32 and len(columns["teacher_states"]) == 400
+        states = Stacked([columns["teacher_state_0"], columns["teacher_state_1"]])
+        expected = [[[row + layer] * 5 for layer in (0, 1)] for row in rows]
+        assert torch.equal(states[rows], torch.tensor(expected, dtype=torch.float32))
+        assert states[rows].dtype == torch.float32 and len(states) == 400
 
 
 def test_states_take_half_the_room_where_they_fit(tmp_path):
     sizes = []
     for size in (1.0, 1e5):
-        found = ask(tmp_path / str(size), Teacher(size=size))["teacher_states"]
-        assert torch.equal(found[[3]], torch.full((1, 2, 5), 3 * size))
+        found = ask(tmp_path / str(size), Teacher(size=size))["teacher_state_0"]
+        assert torch.equal(found[[3]], torch.full((1, 5), 3 * size))
         sizes.append(found.files[0].dtype.itemsize)
     assert sizes == [2, 4]
+
+
+def test_a_student_of_other_layers_is_answered_from_what_is_there_and_only_what_is_missing_is_asked(tmp_path):
+    ask(tmp_path, Teacher(layers=(2, 5)))
+    nobody = Teacher(stops_after=0, layers=(5,))
+    assert torch.equal(ask(tmp_path, nobody)["teacher_state_5"][[7]], torch.full((1, 5), 12.0))
+    other = Teacher(layers=(1, 5))
+    assert torch.equal(ask(tmp_path, other)["teacher_state_1"][[7]], torch.full((1, 5), 8.0)) and len(other.asked) == 25
+    assert len(entries(tmp_path)) == 1
+    ask(tmp_path, Teacher(stops_after=0, layers=(1, 2, 5)))
+    ask(tmp_path, Teacher(stops_after=0, layers=()))
 
 
 def test_a_kill_costs_one_file_and_changes_nothing(tmp_path):
