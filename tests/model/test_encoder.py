@@ -23,9 +23,12 @@ COMBINATIONS = [
         (LEARNED, {"kind": "rotary"}, {"kind": "none"}),
         ("layernorm", "rmsnorm"),
         (False, True),
-        ({}, {"layers": GLU_LAYERS}, HALF),
+        ({}, {"layers": GLU_LAYERS}),
         ("mean", "cls"),
     )
+]
+COMBINATIONS += [
+    {**HALF, "norm": {"kind": norm}, "norm_first": norm_first} for norm in ("layernorm", "rmsnorm") for norm_first in (False, True)
 ]
 
 
