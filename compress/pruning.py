@@ -20,9 +20,8 @@ def counts(wanted: tuple[int, ...], present: list[int], what: str, least: int = 
         raise ConfigError(f"{len(kept)} numbers of {what} for {len(present)} layers.", "Give one number, or one for each layer.")
     for layer, (keep, have) in enumerate(zip(kept, present, strict=True)):
         if not min(least, have) <= keep <= have:
-            raise ConfigError(
-                f"Layer {layer} has {have} {what}; {keep} cannot be kept.", f"Give a number between {min(least, have)} and {have}."
-            )
+            hint = f"Give a number between {least} and {have}." if have else "Give a number for each layer, and 0 for that one."
+            raise ConfigError(f"Layer {layer} has {have} {what}; {keep} cannot be kept.", hint)
     return kept
 
 

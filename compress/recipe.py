@@ -105,12 +105,13 @@ def read_recipe(value: str, seed: int | None = None) -> Recipe:
     if not isinstance(content.get("data"), str):
         raise ConfigError(f"{path} names no data.", 'Add a line such as data = "tweets" at its top.')
     tables = content.get("stage", [])
-    if not isinstance(tables, list) or not tables:
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"{path} has no [[stage]].", "A recipe is a list of [[stage]] tables, each with `run` and `out`.")
-    tables = [one for number, table in enumerate(tables, start=1) for one in _each(table, f"{path}, stage {number}")]
     steps: list[Step] = []
     for number, table in enumerate(_with_defaults(tables, content.get("defaults", []), str(path)), start=1):
-        steps.append(_step(table, f"{path}, stage {number}", steps, seed))
+        where = f"{path}, stage {number}"
+        for one in _each(table, where):
+            steps.append(_step(one, where, steps, seed))
     text = content.get("text", [])
     data = {"source": content["data"], "text": [text] if isinstance(text, str) else text, "label": content.get("label", "")}
     return Recipe(path.stem, data, tuple(steps))

@@ -152,19 +152,27 @@ def test_a_recipe_with_defaults_is_the_recipe_that_says_them_in_each_stage(recip
     assert shared.count("max_length") == 1 and read_recipe(str(recipe)).steps == spelled
 
 
+TABLE, TRAIN, EXPORT = "[defaults]\nmax_length = 24", 'run = "train"', 'run = "export"'
+
+
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("right", "wrong", "message"),
     [
-        ("[defaults]\ncolour = 3", "wrong.toml, defaults: no stage knows 'colour'."),
-        ('[defaults]\nrun = "train"\nheads = 3', "wrong.toml, defaults: no stage among train knows 'heads'."),
-        ('[[defaults]]\nrun = ["distil", "quantize"]\nmax_length = 3', "no stage among distil, quantize knows 'max_length'."),
-        ("[defaults]\nout = 'here'", "wrong.toml, defaults: no stage knows 'out'."),
-        ("defaults = 3", "wrong.toml: defaults = 3 is no table."),
+        (TABLE, "[defaults]\ncolour = 3", "wrong.toml, defaults: no stage knows 'colour'."),
+        (TABLE, '[defaults]\nrun = "train"\nheads = 3', "wrong.toml, defaults: no stage among train knows 'heads'."),
+        (TABLE, '[[defaults]]\nrun = ["distil", "quantize"]\nmax_length = 3', "no stage among distil, quantize knows 'max_length'."),
+        (TABLE, "[defaults]\nout = 'here'", "wrong.toml, defaults: no stage knows 'out'."),
+        (TABLE, "defaults = 3", "wrong.toml: defaults = 3 is no table."),
+        (TRAIN, f"each = []\n{TRAIN}", "stage 1: each = [] is no list of names."),
+        (TRAIN, f"each = 'student'\n{TRAIN}", "stage 1: each = 'student' is no list of names."),
+        (TRAIN, f'each = ["a", "b"]\n{TRAIN}', "stage 1: out = 'teacher' is not a new plain name."),
+        (EXPORT, f'{EXPORT}\neach = ["a", "b"]\nout = "*"\ncolour = 3', "wrong.toml, stage 4: unknown key 'colour'."),
+        (SHARED[SHARED.index("[defaults]") :], "stage = [3]", "wrong.toml has no [[stage]]."),
     ],
 )  # fmt: skip
-def test_a_default_that_no_stage_knows_is_an_error(tmp_path, wrong, message):
+def test_a_shared_table_that_cannot_be_is_an_error_that_names_its_place(tmp_path, right, wrong, message):
     file = tmp_path / "wrong.toml"
-    file.write_text(SHARED.replace("[defaults]\nmax_length = 24", wrong, 1))
+    file.write_text(SHARED.replace(right, wrong, 1))
     with pytest.raises(ConfigError) as error:
         read_recipe(str(file))
     assert error.value.message.endswith(message)
@@ -204,22 +212,6 @@ def test_a_stage_for_several_models_is_a_stage_for_each(tmp_path):
     spelled = read_recipe(str(file)).steps
     file.write_text(SHARED + f'\n[[stage]]\neach = ["student", "pruned"]\n{one.format("*")}')
     assert read_recipe(str(file)).steps == spelled and [step.out for step in spelled][-2:] == ["student-int8", "pruned-int8"]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ('each = []\nrun = "train"', "stage 1: each = [] is no list of names."),
-        ('each = "student"\nrun = "train"', "stage 1: each = 'student' is no list of names."),
-        ('each = ["a", "b"]\nrun = "train"', "stage 2: out = 'teacher' is not a new plain name."),
-    ],
-)
-def test_each_needs_names_and_a_place_for_them(tmp_path, wrong, message):
-    file = tmp_path / "wrong.toml"
-    file.write_text(SHARED.replace('run = "train"', wrong, 1))
-    with pytest.raises(ConfigError) as error:
-        read_recipe(str(file))
-    assert error.value.message.endswith(message)
 
 
 @pytest.mark.parametrize("name", ["sst2", "subj", "trec", "banking77", "tweets", "series-fr"])

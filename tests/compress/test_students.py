@@ -162,6 +162,8 @@ def test_counts_are_one_number_or_one_a_layer():
     assert counts((2,), [4, 2], "heads") == [2, 2]
     assert counts((3, 1), [4, 2], "heads") == [3, 1]
     assert counts((0, 1), [9, 2], "neurons", least=0) == [0, 1]
+    with pytest.raises(ConfigError, match="Layer 0 has 0 neurons; 3 cannot be kept. Give a number for each layer, and 0 for that one"):
+        counts((3,), [0, 4], "neurons", least=0)
     with pytest.raises(ConfigError, match="Layer 0 has 4 heads; 0 cannot be kept"):
         counts((0, 2), [4, 2], "heads")
     with pytest.raises(ConfigError, match="Layer 1 has 2 heads; 3 cannot be kept"):
