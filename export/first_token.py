@@ -34,8 +34,14 @@ class FirstTokenAttention(nn.Module):
         weight = part.weight.float() * part.scales[:, None] if isinstance(part, QuantizedLinear) else part.weight
         (query, key, value), (bias, _, value_bias) = weight.detach().chunk(3), part.bias.detach().chunk(3)
         scale = self.head_width**-0.5
-        self.queries = nn.Linear(query.shape[1], query.shape[0])
-        self.queries.load_state_dict({"weight": query * scale, "bias": bias * scale})
+        self.queries: nn.Module
+        if isinstance(part, QuantizedLinear):  # its rows for queries as they are, a quarter of the bytes
+            self.queries = QuantizedLinear(query.shape[1], query.shape[0], part.scheme)
+            self.queries.weight, self.queries.scales = part.weight.chunk(3)[0].clone(), part.scales.chunk(3)[0] * scale
+            self.queries.bias, self.queries.scale, self.queries.zero_point = bias * scale, part.scale, part.zero_point
+        else:
+            self.queries = nn.Linear(query.shape[1], query.shape[0])
+            self.queries.load_state_dict({"weight": query * scale, "bias": bias * scale})
         self.register_buffer("keys", key.view(self.heads, self.head_width, -1).contiguous())
         self.register_buffer("values", value.view(self.heads, self.head_width, -1).transpose(1, 2).contiguous())
         self.register_buffer("value_bias", value_bias.view(self.heads, 1, self.head_width).contiguous())

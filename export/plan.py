@@ -66,7 +66,8 @@ def plan_of(
 ) -> Plan:
     """What `config` promises, exported with these options.
 
-    `folded`: without the norm of the embeddings and the first projection; `one_query`: without the last projection of keys and values.
+    `folded`: without the norm of the embeddings and the first projection; `one_query`: the last layer's keys and values are projected in
+    float, after its tokens are mixed.
 
     A file in fp16 or in int8 for TensorRT is for GPUs: SiLU and the products of attention become one node only there.
     """
@@ -77,8 +78,7 @@ def plan_of(
         return Plan(0, {}, norm="", norms=0, scores=0, attention=0, nodes=nodes if here else None)
     dense = sum(layer.attention.kind == "dense" for layer in config.layers)
     kinds: Counter[str] = Counter(layer.feedforward.activation for layer in config.layers if layer.feedforward.kind != "none")
-    gone = {*([FIRST] * folded), *([f"layers.{len(config.layers) - 1}.attention.qkv"] * one_query)}
-    quantized = len(set(config.quantization.linears) - gone) if config.quantization else 0
+    quantized = len(set(config.quantization.linears) - {*([FIRST] * folded)}) if config.quantization else 0
     plain = all(layer.attention.key_value_heads is None and not layer.attention.query_key_norm for layer in config.layers)
     known = plain and dense == len(config.layers) and config.positions.kind in ROTATION and here
     rotation = ROTATION.get(config.positions.kind, 0)

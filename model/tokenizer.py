@@ -13,6 +13,7 @@ and Richardson 2018.
 """
 
 import json
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ import tokenizers
 from model.artifact import canonical, sha256
 from model.errors import ArtifactError, ConfigError, DataError
 from model.tokenizer_json import from_sentencepiece, from_vocab_txt, special_tokens
-from model.wordpiece import bert_ends, is_bert_wordpiece, whole, wordpiece
+from model.wordpiece import Row, bert_ends, is_bert_wordpiece, rows, whole, wordpiece
 
 Batch = dict[str, npt.NDArray[np.int64]]
 Kind = Literal["wordpiece", "sentencepiece", "tokenizers"]
@@ -55,8 +56,8 @@ class Encoding(NamedTuple):
 class Tokenizer:
     """Splits, truncates and pads; made by `open_tokenizer`.
 
-    `vocabulary` is one more than the largest id, `special` maps roles ("pad_token") to tokens. `typed`: whether pairs get
-    `token_type_ids`, which some models do not take.
+    `vocabulary` is one more than the largest id, `special` maps roles ("pad_token") to tokens. `row` gives the ids of one text as
+    [1, tokens] by the shortest way, perhaps read-only. `typed`: whether pairs get `token_type_ids`, which some models do not take.
     """
 
     kind: Kind
@@ -65,6 +66,7 @@ class Tokenizer:
     pad_id: int
     special: dict[str, str]
     _encode: Callable[[str, str | None], Encoding]
+    row: Row
     _pieces: Callable[[Sequence[str]], list[list[int]]]
     _ends: tuple[list[int], list[int]]
     _files: dict[str, bytes]
@@ -224,13 +226,18 @@ def open_tokenizer(directory: Path, max_length: int, *, typed: bool = True) -> T
     ends = bert_ends(source) if is_bert_wordpiece(source) else None
     kind: Kind = "wordpiece" if ends else "tokenizers"
     if ends:
-        split = wordpiece(source)
+        read = wordpiece(source)
         cls, sep = [ends[0]], [ends[1]]
-        encode, pieces = _assembled(split, cls, sep, max_length, cls[0]), _each(split)
+
+        def split(text: str) -> list[int]:
+            return array("q", read(text)).tolist()
+
+        encode, pieces, row = _assembled(split, cls, sep, max_length, cls[0]), _each(split), rows(read, cls, sep, max_length)
     else:
         (cls, sep), (encode, pieces) = _ends(source), _general(source, max_length, pad_id)
+        row = _listed(encode)
     known = max(vocabulary.values()) + 1
-    return Tokenizer(kind, max_length, known, pad_id, special, encode, pieces, (cls, sep), {"tokenizer.json": content}, typed)
+    return Tokenizer(kind, max_length, known, pad_id, special, encode, row, pieces, (cls, sep), {"tokenizer.json": content}, typed)
 
 
 def _each(split: Callable[[str], list[int]]) -> Callable[[Sequence[str]], list[list[int]]]:
@@ -301,7 +308,7 @@ def _open_sentencepiece(path: Path, beside: tokenizers.Tokenizer | None, content
         )
     files = {SENTENCEPIECE_FILE: path.read_bytes()} | ({} if content is None else {"tokenizer.json": content})
     encode = _assembled(split, cls, sep, max_length, pad_id)
-    return Tokenizer("sentencepiece", max_length, len(known), pad_id, special, encode, _each(split), (cls, sep), files)
+    return Tokenizer("sentencepiece", max_length, len(known), pad_id, special, encode, _listed(encode), _each(split), (cls, sep), files)
 
 
 def _disagreement(pieces: Any, beside: tokenizers.Tokenizer, encode: Callable[[str, str | None], Encoding]) -> str:
@@ -345,6 +352,10 @@ def _assembled(
         return Encoding([*one, *two] or [blank], [0] * len(one) + [1] * len(two) or [0])
 
     return encode
+
+
+def _listed(encode: Callable[[str, str | None], Encoding]) -> Row:
+    return lambda text: np.array([encode(text, None).ids], np.int64)
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

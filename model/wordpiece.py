@@ -1,14 +1,17 @@
 """WordPiece with a memory of words: several times faster than `tokenizers` on plain text, the ids are the same. Torch-free."""
 
 import re
+from array import array
 from collections.abc import Callable
-from itertools import chain
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
 from model.errors import DataError
 
+Row = Callable[[str], npt.NDArray[np.int64]]
 PLAIN = re.compile(r"[\t\n\r -Z\\-~]*")  # printable ASCII without "[", with which special tokens begin
 WORD = re.compile(r"[A-Za-z0-9]+|[^\sA-Za-z0-9]")
 CHUNK = re.compile(r"[^ \t\n\r]+")  # nothing in BERT's rules looks across these spaces; other kinds of space are left to `tokenizers`
@@ -16,49 +19,64 @@ WORDS_KEPT = 1 << 16
 LONGEST_KEPT = 64
 
 
-class Words(dict[str, list[int]]):
-    """Word (or what stands between two spaces) to ids, filled as they come up; the vocabulary's whole words are there from the start.
+class Words(dict[str, bytes]):
+    """What stands between two spaces → its ids, filled as words come up; the vocabulary's whole words are there from the start.
 
-    WordPiece takes the longest piece first, so a word of the vocabulary is always itself. The number and the length of the words kept
-    are bounded, whatever the texts.
+    Ids are bytes, int64 side by side: joined they are an array, and nothing was read but the bytes themselves, which after a run of the
+    graph are no longer in the caches. WordPiece takes the longest piece first, so a word of the vocabulary is always itself. The number
+    and the length of the words kept are bounded, whatever the texts.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         longest = tokenizer.model.max_input_chars_per_word
         whole = tokenizer.get_vocab(with_added_tokens=False).items()
-        super().__init__({word: [number] for word, number in whole if len(word) <= longest and WORD.fullmatch(word)})
+        super().__init__({word: _bytes([number]) for word, number in whole if len(word) <= longest and WORD.fullmatch(word)})
         self._tokenizer = tokenizer
 
-    def __missing__(self, word: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
-        if len(word) <= LONGEST_KEPT:
+    def __missing__(self, chunk: str) -> bytes:
+        parts = WORD.findall(chunk)
+        if len(parts) > 1 and PLAIN.fullmatch(chunk):  # words and marks, which go together in too many ways to be kept
+            return b"".join(map(self.__getitem__, parts))
+        ids = _bytes(self._tokenizer.encode(chunk, add_special_tokens=False).ids)
+        if len(chunk) <= LONGEST_KEPT:
             if len(self) >= WORDS_KEPT:
                 self.clear()
-            self[word] = ids
+            self[chunk] = ids
         return ids
 
 
-def wordpiece(tokenizer: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
-    """Text to ids without special tokens, for a tokenizer that `is_bert_wordpiece`."""
+def _bytes(ids: list[int]) -> bytes:
+    return array("q", ids).tobytes()
+
+
+def wordpiece(tokenizer: tokenizers.Tokenizer) -> Callable[[str], bytes]:
+    """Text to ids without special tokens, as bytes of int64, for a tokenizer that `is_bert_wordpiece`."""
     lowercase = bool(tokenizer.normalizer.lowercase)
     words = Words(tokenizer)
 
-    def plain(text: str) -> list[int]:
-        found: list[int] = []
-        for chunk in (text.lower() if lowercase else text).split():
-            ids = words.get(chunk)  # most are words: only the others are searched for words and marks
-            found += chain.from_iterable(map(words.__getitem__, WORD.findall(chunk))) if ids is None else ids
-        return found
+    def plain(text: str) -> bytes:
+        return b"".join(map(words.__getitem__, (text.lower() if lowercase else text).split()))
 
-    def split(text: str) -> list[int]:
+    def split(text: str) -> bytes:
         if PLAIN.fullmatch(text):
             return plain(text)
         if "[" in text:
-            return list(tokenizer.encode(whole(text), add_special_tokens=False).ids)
+            return _bytes(tokenizer.encode(whole(text), add_special_tokens=False).ids)
         chunks = CHUNK.findall(whole(text))
-        return list(chain.from_iterable(plain(chunk) if PLAIN.fullmatch(chunk) else words[chunk] for chunk in chunks))
+        return b"".join(plain(chunk) if PLAIN.fullmatch(chunk) else words[chunk] for chunk in chunks)
 
     return split
+
+
+def rows(split: Callable[[str], bytes], cls: list[int], sep: list[int], max_length: int) -> Row:
+    """One text to its ids [1, tokens], special tokens included, at most `max_length`."""
+    before, after = _bytes(cls), _bytes(sep)
+    room = max_length * len(_bytes([0])) - len(before) - len(after)
+
+    def row(text: str) -> npt.NDArray[np.int64]:
+        return np.frombuffer(before + split(text)[:room] + after, np.int64)[None]
+
+    return row
 
 
 def bert_ends(tokenizer: tokenizers.Tokenizer) -> tuple[int, int] | None:

@@ -75,7 +75,7 @@ class OrtPredictor:
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Batch:
         """The inputs of the graph, int64 [texts, longest]; one text has no `attention_mask` where it needs none."""
         if self.single is not None and len(texts) == 1 and pairs is None and self.task in POOLED:
-            batch = {"input_ids": np.array([self.tokenizer.ids(texts)[0].ids], np.int64)}
+            batch = {"input_ids": self.tokenizer.row(texts[0])}
             if "token_type_ids" in self.inputs:
                 batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
             return batch

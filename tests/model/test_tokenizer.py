@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from array import array
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -104,7 +105,9 @@ def test_wordpiece_equals_tokenizers_on_odd_strings(minilm, oracle, text):
 
 @given(texts)
 def test_wordpiece_equals_tokenizers(minilm, oracle, text):
-    assert minilm.ids([text])[0].ids == oracle.encode(text).ids
+    expected = oracle.encode(text).ids
+    assert minilm.ids([text])[0].ids == expected
+    assert minilm.row(text).tolist() == [expected]
 
 
 @given(texts, texts)
@@ -137,10 +140,11 @@ def test_the_memory_of_words_is_bounded(monkeypatch):
     remembered = wordpiece.Words(whole)
     remembered.clear()
     for number in range(20):
-        assert remembered[f"zq{number}"] == whole.encode(f"zq{number}", add_special_tokens=False).ids
+        assert array("q", remembered[f"zq{number}"]).tolist() == whole.encode(f"zq{number}", add_special_tokens=False).ids
         assert len(remembered) <= 5
-    assert remembered["y" * 65]
-    assert "y" * 65 not in remembered
+    for chunk in ("y" * 65, "zq0,zq1"):
+        assert remembered[chunk]
+        assert chunk not in remembered
 
 
 def test_cased_wordpiece_keeps_its_case(tmp_path):
@@ -214,6 +218,7 @@ def test_sentencepiece_ids_are_its_own(tmp_path, unigram):
     mine = open_tokenizer(tmp_path, LENGTH)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=unigram)
     assert (mine.kind, mine.vocabulary, mine.pad_id) == ("sentencepiece", pieces.get_piece_size(), 0)
+    assert mine.row("a word").tolist() == [mine.ids(["a word"])[0].ids]
     for text in CORPUS[::9] + NASTY:
         assert mine.ids([text])[0].ids == [2, *pieces.encode(text)[: LENGTH - 2], 3]
     a, b = pieces.encode("the cat"), pieces.encode("two")
@@ -392,3 +397,5 @@ def test_half_a_character_is_refused(tmp_path, unigram, roberta, kind):
     for text, place in (("ab\ud83d", 3), ("\udc80[", 1)):
         with pytest.raises(DataError, match=f"is not whole Unicode: character {place} is half of a pair"):
             mine.ids([text])
+        with pytest.raises(DataError, match="half of a pair"):
+            mine.row(text)
