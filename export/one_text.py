@@ -29,11 +29,16 @@ class OneTextAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor, positions: Relation, kernel: str, pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """[S, W] to [S, W], or with `pool` ([H, S, S] to [H, S]) to [1, W]."""
-        packed = self.qkv(x).view(-1, 3 * self.heads, self.head_width)
-        q, k, v = (part.transpose(0, 1) for part in packed.chunk(3, dim=1))  # [H, S, D]
-        shares = (q @ k.transpose(1, 2) * self.head_width**-0.5).softmax(dim=-1)
+        packed = self.qkv(x)
+        if self.heads == 1 and pool is None:  # rows as they are, [S, D]
+            q, k, v = packed.chunk(3, dim=1)
+        else:
+            parts = packed.view(-1, 3 * self.heads, self.head_width).chunk(3, dim=1)
+            q, k, v = (part.transpose(0, 1) for part in parts)  # [H, S, D]
+        shares = (q @ k.transpose(-2, -1) * self.head_width**-0.5).softmax(dim=-1)
         mixed = (shares if pool is None else pool(shares)[:, None]) @ v
-        y: Tensor = self.output(mixed.transpose(0, 1).reshape(-1, self.heads * self.head_width))
+        rows = mixed if mixed.ndim == 2 else mixed.transpose(0, 1).reshape(-1, self.heads * self.head_width)
+        y: Tensor = self.output(rows)
         return y
 
 

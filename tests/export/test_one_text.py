@@ -23,6 +23,10 @@ FORMS = {
     "means pooled early": {"early_pooling": True},
     "the first token pooled early": {"early_pooling": True, "head": {"labels": 3, "pooling": "cls"}},
     "tags": {"head": {"kind": "tagging", "labels": 3}},
+    "one head, and one pooled early": {
+        "layers": {"count": 2, "attention": {"heads": 1, "head_width": 6}, "feedforward": {"kind": "mlp", "neurons": 8}},
+        "early_pooling": True,
+    },
     "folded": {"early_pooling": True, "positions_after_norm": True},
     "no network": {
         "early_pooling": True,
