@@ -114,7 +114,7 @@ def test_forms_of_a_student_from_the_command_to_the_file(house, tmp_path):
     invoke("export", tmp_path / "int8", "--out", tmp_path / "onnx")
     config, metrics = load_model(tmp_path / "int8").config, open_artifact(tmp_path / "onnx").manifest.metrics
     assert config.early_pooling and config.positions_after_norm and config.layers[1].feedforward.activation == "relu"
-    assert metrics["integer_linears"] == {"integer": 6, "total": 7}  # the first projection is in the table, the last of one row
+    assert metrics["integer_linears"] == {"integer": 7, "total": 7}  # the first projection is in the table
     assert metrics["folded"] and metrics["one_query"]
     assert "✓ runs as planned" in invoke("audit", tmp_path / "onnx").output
     with pytest.raises(ConfigError, match="cannot be folded into the embeddings"):
