@@ -78,7 +78,8 @@ def plan_of(
         return Plan(0, {}, norm="", norms=0, scores=0, attention=0, nodes=nodes if here else None)
     dense = sum(layer.attention.kind == "dense" for layer in config.layers)
     kinds: Counter[str] = Counter(layer.feedforward.activation for layer in config.layers if layer.feedforward.kind != "none")
-    quantized = len(set(config.quantization.linears) - {*([FIRST] * folded)}) if config.quantization else 0
+    linears = set(config.quantization.linears) if config.quantization else set()
+    quantized = len(linears - {FIRST} if folded else linears)
     plain = all(layer.attention.key_value_heads is None and not layer.attention.query_key_norm for layer in config.layers)
     known = plain and dense == len(config.layers) and config.positions.kind in ROTATION and here
     rotation = ROTATION.get(config.positions.kind, 0)
