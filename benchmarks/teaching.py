@@ -60,7 +60,7 @@ def measure(data_name: str, base: str, size: dict[str, int], threads: int, folde
         runs += 1
         pupil, begun = copy.deepcopy(student), time.perf_counter()
         given = options.model_copy(update={"cache": str(folder / cache)})
-        learnt, objective = lessons(pupil, tokenizer, teacher, texts, given) if taught else (corpus, supervised(task))
+        learnt, objective = lessons(pupil, tokenizer, [teacher], texts, given) if taught else (corpus, supervised(task))
         asked = time.perf_counter() - begun
         told = train(pupil, learnt, objective, options, folder / str(runs), lambda *_: None)
         seconds = time.perf_counter() - begun

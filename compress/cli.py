@@ -159,14 +159,14 @@ def _stage_command(name: str) -> None:
     stage = STAGES[name]
 
     def run(out: str, overwrite: bool, as_json: bool, **values: Any) -> None:
-        from compress.sources import named
+        from compress.sources import several
 
         data = {"source": values.pop("data"), "text": values.pop("text"), "label": values.pop("label")} if stage.needs_data else None
         given = {role: values.pop(role) for role in stage.roles}
         paths: dict[str, str] = {}
         for role, value in given.items():
             if value:
-                paths |= named(list(value)) if isinstance(value, tuple) else {role: value}
+                paths |= several(role, value) if role in stage.repeated else {role: value}
         _make(stage, values, paths, data, out, overwrite, as_json)
 
     command: Any = _options(stage.options)(run)
@@ -179,9 +179,10 @@ def _stage_command(name: str) -> None:
             command = click.option("--data", required=True, help="Built-in set, file, folder, or id on the hub.")(command)
     for position, (role, optional) in enumerate(reversed(stage.roles.items())):
         if name != "train" and position == len(stage.roles) - 1:
-            command = click.argument(role, nargs=-1 if role == "models" else 1, required=True)(command)
+            command = click.argument(role, nargs=-1 if role in stage.repeated else 1, required=True)(command)
         else:
-            command = click.option(f"--{role}", required=not optional, help=ROLES[role])(command)
+            many = role in stage.repeated
+            command = click.option(f"--{role}", required=not optional, multiple=many, help=ROLES[role])(command)
     if name == "train":
         command = click.argument("data")(command)
     cli.command(name, help=SUMMARIES[name], epilog=_epilog(EXAMPLES[name]))(command)
@@ -193,6 +194,7 @@ ROLES = {
     "generator": "Masked language model that finds words: for --augment infill; for --task replaced (default: other words of the texts).",
     "backbone": "Where the backbone of a prefix is now, if it is not where it was.",
     "teacher": "What the model learns from while it recovers: an artifact, or a directory or hub id of a classifier of transformers.",
+    "also": "Another teacher of the same labels, again and again: what is learnt is the mean of what all say (an ensemble).",
     "student": "A student without layers (static[:WIDTH], convolution[:CHANNELS], a JSON configuration), or an artifact that goes on.",
 }
 for _name in STAGES:

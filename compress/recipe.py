@@ -47,7 +47,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.config import Options, read_options
-from compress.sources import named, open_sources
+from compress.sources import open_sources, several
 from compress.stage import STAGES, Outcome, Stage, run_stage
 from model.artifact import canonical
 from model.config import read_config
@@ -215,7 +215,10 @@ def _step(table: dict[str, Any], where: str, before: list[Step], seed: int | Non
                 f"{where}: {name} needs `{role}`.", f"Give the `out` of an earlier stage ({', '.join(earlier) or 'none yet'}) or a path."
             )
         if value is not None:
-            sources |= named([str(item) for item in value]) if isinstance(value, list) else {role: str(value)}
+            paths = [str(item) for item in (value if isinstance(value, list) else [value])]
+            if role not in stage.repeated and len(paths) > 1:
+                raise ConfigError(f"{where}: {role} is a list; {name} takes one.", "Give one, or `also` for more teachers.")
+            sources |= several(role, paths) if role in stage.repeated else {role: paths[0]}
     _known(table, {"run", "out", *_keys(name)}, where)
     again = seed is not None and "seed" in stage.options.model_fields and "seed" not in table
     if again:

@@ -1,7 +1,7 @@
 """What a stage starts from: artifacts, checkpoints of other makers, configurations; each with a digest."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,13 @@ def _backbone_of(source: Source) -> str:
     return str(json.loads(path.read_bytes()).get("backbone", "")) if source.artifact and path.is_file() else ""
 
 
-def named(paths: list[str]) -> dict[str, str]:
-    """The paths under the names of their last parts, as a benchmark calls its models; raises ConfigError if two are alike."""
+def several(role: str, paths: Sequence[str]) -> dict[str, str]:
+    """The paths of a role that has several: `also-1`, `also-2` and so on; the models of a benchmark under the names of their last parts.
+
+    Raises ConfigError if two models have one name.
+    """
+    if role != "models":
+        return {f"{role}-{number}": path for number, path in enumerate(paths, 1)}
     names = [Path(path).name for path in paths]
     if len(set(names)) < len(names):
         raise ConfigError(

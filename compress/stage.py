@@ -56,8 +56,9 @@ class Result:
 class Stage:
     """One stage: its options, the kind it makes, what it needs.
 
-    `sources`: role → kind of artifact, None where other things will do; a role that ends in `?` may be absent. `packages`: the import
-    names that it needs, by the extra that brings them.
+    `sources`: role → kind of artifact, None where other things will do; a role that ends in `?` may be absent, one that ends in `*` or `+`
+    may be there several times (`compress.sources.several`), that in `+` at least once. `packages`: the import names that it needs, by the
+    extra that brings them.
     """
 
     name: str
@@ -70,12 +71,17 @@ class Stage:
     @property
     def roles(self) -> dict[str, bool]:
         """Role → whether it may be absent."""
-        return {role.removesuffix("?"): role.endswith("?") for role in self.sources}
+        return {role.rstrip("?*+"): role.endswith(("?", "*")) for role in self.sources}
 
     @property
     def kinds(self) -> dict[str, Kind | None]:
         """Role → the kind of artifact that it wants."""
-        return {role.removesuffix("?"): kind for role, kind in self.sources.items()}
+        return {role.rstrip("?*+"): kind for role, kind in self.sources.items()}
+
+    @property
+    def repeated(self) -> set[str]:
+        """The roles that may be there several times."""
+        return {role.rstrip("*+") for role in self.sources if role.endswith(("*", "+"))}
 
     def check_environment(self) -> None:
         """Raise EnvironmentProblem naming the install command if a package that this stage needs is missing."""
@@ -98,7 +104,7 @@ _QUANTIZE = {"train": (*_TRAIN["train"], "torchao")}
 _EXPORT = {"export": ("torch", "safetensors", "onnx", "onnxscript"), "cpu": ("onnxruntime",)}
 _REPORT = {"train": ("datasets",), "report": ("matplotlib", "jinja2")}
 _MOVED: dict[str, Kind | None] = {f"{BACKBONE}?": None}  # where the backbone of a prefix is now: no parent, since the prefix has it for one
-_TAUGHT: dict[str, Kind | None] = {"generator?": None, **_MOVED}  # whose words --augment infill takes
+_TAUGHT: dict[str, Kind | None] = {"also*": None, "generator?": None, **_MOVED}  # more teachers, and whose words --augment infill takes
 STAGES = {
     stage.name: stage
     for stage in (
@@ -107,7 +113,7 @@ STAGES = {
         Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": None, **_TAUGHT}, True, _TRAIN),
         Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": None, **_TAUGHT}, True, _QUANTIZE),
         Stage("export", config.ExportOptions, "onnx", {"model": "torch", **_MOVED}, False, _EXPORT),
-        Stage("benchmark", config.BenchmarkOptions, "report", {"models": None}, True, _REPORT),
+        Stage("benchmark", config.BenchmarkOptions, "report", {"models+": None}, True, _REPORT),
     )
 }
 

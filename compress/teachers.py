@@ -5,6 +5,7 @@ transformers with its own tokenizer, and teaches by its answers alone.
 """
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from compress.answers import Ask
 from compress.data import Data
 from compress.progress import say
-from compress.sources import Source
+from compress.sources import Source, place_of
 from compress.tasks import labels_agree, labels_of, trainable
 from model.artifact import open_artifact
 from model.checkpoint import load_encoder
@@ -37,6 +38,21 @@ class Teacher:
     model: Encoder | None
     order: list[int]
     digest: str
+
+
+def open_teachers(sources: Mapping[str, Source], data: Data) -> list[Teacher]:
+    """The teacher among `sources`, then those that teach beside it; none where there is none.
+
+    Raises what `open_teacher` does, and ConfigError if there are others without the one, or if they give vectors of other widths.
+    """
+    roles = [role for role in sources if role == "teacher" or role.startswith("also-")]
+    if roles and "teacher" not in sources:
+        raise ConfigError("--also names more teachers, but there is no first one.", "Give --teacher too.")
+    teachers = [open_teacher(sources[role], data, place_of(sources)) for role in sorted(roles, key=lambda role: role != "teacher")]
+    widths = {teacher.model.config.vector_width for teacher in teachers if teacher.task == "embedding" and teacher.model}
+    if len(widths) > 1:
+        raise ConfigError(f"The teachers give vectors of {' and '.join(map(str, sorted(widths)))} numbers.", "Give teachers of one width.")
+    return teachers
 
 
 def open_teacher(source: Source, data: Data, backbone: Path | None = None) -> Teacher:

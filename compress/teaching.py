@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.answers import STATE, Stacked, digest_of, joined, kept_answers
+from compress.answers import STATE, Mean, Stacked, digest_of, joined, kept_answers
 from compress.cache import cache_folder
 from compress.config import Distillation
 from compress.data import Data
@@ -86,14 +86,18 @@ def whole(corpora: Sequence[Corpus], columns: Mapping[str, Column] | None = None
     return replace(first, encodings=encodings, labels=torch.cat(labels), columns={**(columns or {}), "labelled": labelled}, truth=None)
 
 
-def lessons(student: Model, tokenizer: Tokenizer, teacher: Teacher | None, texts: Texts, options: Distillation) -> tuple[Corpus, Objective]:
+def lessons(
+    student: Model, tokenizer: Tokenizer, teachers: Sequence[Teacher], texts: Texts, options: Distillation
+) -> tuple[Corpus, Objective]:
     """The corpus to learn from and the objective; without a teacher, the data's labels alone.
 
-    The teacher runs once over the texts and its answers are kept in the cache; what is compared for each token needs it to run along.
+    A teacher runs once over the texts and its answers are kept in the cache; what is compared for each token needs it to run along. Of
+    several teachers the mean of their logits is learnt (of probabilities the geometric mean: Hinton et al. 2015, §1), and the hidden states
+    of the first.
     Raises ConfigError if there is text without labels but no teacher, if the widths differ or the teacher has no states while hidden states
     are compared, if tokens are to be compared across tokenizers, or if no loss has a weight.
     """
-    if teacher is None:
+    if not teachers:
         if texts.others:
             raise ConfigError(
                 "Text without labels teaches through a teacher alone.", "Give --teacher, or leave out --unlabelled and --augment."
@@ -101,31 +105,52 @@ def lessons(student: Model, tokenizer: Tokenizer, teacher: Teacher | None, texts
         return tokenize(tokenizer, texts.part, texts.task, texts.labels), supervised(texts.task)
     _check_weights(texts.task, options)
     corpora = material(tokenizer, texts, taught=True)
-    if teacher.model is None:
-        if options.hidden:
-            raise ConfigError("This teacher shows no hidden states.", "Give --hidden 0.")
-        return whole(corpora, in_turn(lambda: _foreign_answers(teacher, texts, options))), _objective(options, texts.task)
-    model = teacher.model
+    layers, bridge = _compared(student, teachers[0].model, options) if options.hidden else ([], None)
+    if texts.task in PER_TOKEN or (options.hidden_states == "tokens" and options.hidden):
+        models = [teacher.model for teacher in teachers if teacher.model and _reads_alike(teacher, tokenizer, options)]
+        if len(models) < len(teachers):
+            refuse_tokens(texts.task, options)
+        return whole(corpora), _objective(options, texts.task, _along(models, layers, options.device))
+
+    def answers() -> dict[str, Column]:
+        said = []
+        for number, teacher in enumerate(teachers):
+            if teacher.model is None:
+                said.append(_foreign_answers(teacher, texts, options))
+                continue
+            alike = _reads_alike(teacher, tokenizer, options)
+            heard = corpora if alike else material(_their_tokenizer(teacher, options), texts, taught=True)
+            said.append(_own_answers(teacher, heard, [] if number else layers, options))
+        return {**said[0], "teacher_logits": Mean([one["teacher_logits"] for one in said])} if len(said) > 1 else said[0]
+
+    return whole(corpora, in_turn(answers)), _objective(options, texts.task, bridge=bridge)
+
+
+def _compared(student: Model, model: Encoder | None, options: Distillation) -> tuple[list[int], nn.Linear | None]:
+    """The layers of the teacher `model` whose states a student is compared with, and what maps its own to their width, if anything."""
+    if model is None:
+        raise ConfigError("This teacher shows no hidden states.", "Give --hidden 0.")
     depth = len(student.config.layers) if isinstance(student, Encoder) else 1
-    layers = layer_map(depth, len(model.config.layers), options.teacher_layers) if options.hidden else []
-    bridge = None
-    if options.hidden and not isinstance(student, Encoder):
+    layers = layer_map(depth, len(model.config.layers), options.teacher_layers)
+    if not isinstance(student, Encoder):
         if options.hidden_states == "tokens":
             raise ConfigError(f"A {student.config.kind} student has no states of its tokens.", "Give --hidden-states pooled.")
-        bridge = nn.Linear(student.config.neurons, model.config.width)
-    elif options.hidden and student.config.width != model.config.width:
+        return layers, nn.Linear(student.config.neurons, model.config.width)
+    if student.config.width != model.config.width:
         raise ConfigError(
             f"The student is {student.config.width} wide and the teacher {model.config.width}: their states cannot be compared.",
             "Give --hidden 0.",
         )
-    theirs = open_tokenizer(teacher.path, options.max_length, typed=model.config.typed)
-    same = (theirs.digest, theirs.typed) == (tokenizer.digest, tokenizer.typed)
-    if not same:
-        refuse_tokens(texts.task, options)
-    if texts.task in PER_TOKEN or (options.hidden_states == "tokens" and options.hidden):
-        return whole(corpora), _objective(options, texts.task, _along(model, layers, options.device))
-    heard = corpora if same else material(theirs, texts, taught=True)
-    return whole(corpora, in_turn(lambda: _own_answers(teacher, heard, layers, options))), _objective(options, texts.task, bridge=bridge)
+    return layers, None
+
+
+def _their_tokenizer(teacher: Teacher, options: Distillation) -> Tokenizer:
+    return open_tokenizer(teacher.path, options.max_length, typed=bool(teacher.model and teacher.model.config.typed))
+
+
+def _reads_alike(teacher: Teacher, tokenizer: Tokenizer, options: Distillation) -> bool:
+    theirs = _their_tokenizer(teacher, options)
+    return (theirs.digest, theirs.typed) == (tokenizer.digest, tokenizer.typed)
 
 
 def _unlabelled(tokenizer: Tokenizer, texts: list[str], beside: Corpus) -> Corpus:
@@ -137,12 +162,15 @@ def _unlabelled(tokenizer: Tokenizer, texts: list[str], beside: Corpus) -> Corpu
     return Corpus(tokenizer, tokenizer.ids(texts), beside.labels.new_zeros(len(texts), *beside.labels.shape[1:]))
 
 
-def _along(teacher: Encoder, layers: list[int], device: str) -> Along:
-    teacher.eval().to(device)
+def _along(teachers: Sequence[Encoder], layers: list[int], device: str) -> Along:
+    first, *others = [teacher.eval().to(device) for teacher in teachers]
 
     @torch.no_grad()
     def along(inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
-        logits, states = teacher.states(**model_inputs(inputs))
+        given = model_inputs(inputs)
+        logits, states = first.states(**given)
+        if others:
+            logits = torch.stack([logits, *(teacher(**given) for teacher in others)]).mean(0)
         return logits, [states[layer] for layer in layers]
 
     return along

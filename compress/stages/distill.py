@@ -24,7 +24,7 @@ from compress.sources import Source, place_of, student_values
 from compress.stage import Result, Workspace
 from compress.students import from_table, inherit, layer_map
 from compress.tasks import labels_agree
-from compress.teachers import Teacher, open_teacher
+from compress.teachers import Teacher, open_teachers
 from compress.teaching import Texts, lessons, refuse_tokens, texts_for
 from compress.training import prepare, tokenize, train
 from compress.vocabularies import moved, own_tokenizer, texts_of
@@ -40,7 +40,8 @@ from model.tokenizer import Tokenizer, open_tokenizer
 
 def run(options: DistillOptions, sources: Mapping[str, Source], data: Data, workspace: Workspace) -> Result:
     """See compress.stage."""
-    teacher = open_teacher(sources["teacher"], data, place_of(sources))
+    teachers = open_teachers(sources, data)
+    teacher = teachers[0]
     prepare(options)
     texts = texts_for(options, data, teacher.task, teacher.labels, teacher.path, sources.get("generator"))
     student, tokenizer, layers, whose = _student(teacher, sources, texts, data, options)
@@ -54,7 +55,7 @@ def run(options: DistillOptions, sources: Mapping[str, Source], data: Data, work
         student, tokenizer = moved(student, ours, tokenizer), replace(ours, typed=tokenizer.typed)
         say(f"  a vocabulary of its own: {tokenizer.vocabulary:,} pieces")
     student = reshaped(student, options.pooling, options.early_pooling, options.positions_after_norm, options.activation)
-    corpus, objective = lessons(student, tokenizer, teacher, texts, options)
+    corpus, objective = lessons(student, tokenizer, teachers, texts, options)
     what = f"student of {whose} layers {', '.join(map(str, layers))}" if layers else f"{student.config.kind} student"
     say(f"  a {what} learns on {len(corpus):,} texts for {options.epochs:g} passes")
     with bar("distilling") as progress:

@@ -11,7 +11,7 @@ from compress.pruning import check_heads, counts, prune_by
 from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from compress.tasks import labels_agree, quality_words
-from compress.teachers import open_teacher
+from compress.teachers import open_teachers
 from compress.teaching import lessons, texts_for
 from compress.training import prepare, tokenize, train
 from model.checkpoint import load_encoder, save_model
@@ -32,10 +32,10 @@ def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, worksp
     heads = counts(options.heads, [layer.attention.heads for layer in model.config.layers], "heads")
     check_heads(model.config, heads)
     neurons = counts(options.neurons, [layer.feedforward.neurons for layer in model.config.layers], "neurons", least=0)
-    teacher = open_teacher(sources["teacher"], data, backbone) if "teacher" in sources else None
+    teachers = open_teachers(sources, data)
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
     texts = texts_for(options, data, task, labels, source.path, sources.get("generator"))
-    corpus, objective = lessons(model, tokenizer, teacher, texts, options)
+    corpus, objective = lessons(model, tokenizer, teachers, texts, options)
     scored = corpus.subset(options.scoring_texts, options.seed)
     with bar("scoring heads and neurons") as progress:
         importance = taylor(model, scored.passing(options.batch_size, progress), objective)

@@ -10,7 +10,7 @@ from compress.quantization import calibrate, freeze, linears, observed
 from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from compress.tasks import labels_agree
-from compress.teachers import open_teacher
+from compress.teachers import open_teachers
 from compress.teaching import lessons, material, texts_for, whole
 from compress.training import prepare, tokenize, train
 from model.build import as_run
@@ -34,17 +34,17 @@ def run(options: QuantizeOptions, sources: Mapping[str, Source], data: Data, wor
         what = f"A {model.config.kind} model has no linears of layers to make int8; its table is rounded as it is, for the CPU."
         raise ConfigError(what, "Leave --method and --scheme out.")
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
-    teacher = open_teacher(sources["teacher"], data, backbone) if "teacher" in sources else None
+    teachers = open_teachers(sources, data)
     texts = texts_for(options, data, task, labels, source.path, sources.get("generator"))
     watched = observed(model, names, options.scheme)
     if names:
-        corpus = whole(material(tokenizer, texts, taught=teacher is not None or bool(texts.others)))
+        corpus = whole(material(tokenizer, texts, taught=bool(teachers or texts.others)))
         say(f"  {len(names)} linears to int8, ranges from {min(options.calibration_texts, len(corpus)):,} texts")
         with bar("calibrating") as progress:
             calibrate(watched, corpus.subset(options.calibration_texts, options.seed).passing(options.batch_size, progress))
     trained = None
     if options.method == "qat":
-        corpus, objective = lessons(watched, tokenizer, teacher, texts, options)
+        corpus, objective = lessons(watched, tokenizer, teachers, texts, options)
         with bar("training with rounding") as progress:
             trained = train(watched, corpus, objective, options, workspace.work, progress)
     # Rows that are scaled after they are gathered are no DequantizeLinear that TensorRT would know.

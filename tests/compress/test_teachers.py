@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,11 +12,18 @@ import transformers as hf
 from click.testing import CliRunner
 
 from compress.cli import cli
+from compress.config import DistillOptions
 from compress.data import load_data
+from compress.distillation import hidden_loss
+from compress.losses import divergence
+from compress.recipe import read_recipe
 from compress.sources import open_source
-from compress.teachers import foreign_ask, open_teacher
+from compress.students import inherit
+from compress.teachers import foreign_ask, open_teacher, open_teachers
+from compress.teaching import lessons, texts_for
 from model.artifact import open_artifact
 from model.errors import AlambicError, ConfigError, DataError
+from model.tokenizer import open_tokenizer
 from tests.compress.chain import SMALL, write_data, write_encoder, write_tokenizer
 from tests.model.tiny import shake
 
@@ -96,6 +105,88 @@ def test_a_student_with_a_base_of_its_own_learns_from_our_teacher(folder):
     file.write_text(json.dumps(rules))
     with pytest.raises(ConfigError, match="Tokens are to be compared, but the student and the teacher have tokenizers of their own"):
         distill(folder, folder / "teacher", "--base", folder / "again", *tokens, out="y")
+
+
+@pytest.fixture
+def ensemble(tmp_path):
+    """Two random classifiers, one of a family that we read, as transformers runs them, and the data."""
+    torch.manual_seed(3)
+    models = [write_teacher(tmp_path / "first", known=True), write_teacher(tmp_path / "second", known=False)]
+    write_data(tmp_path / "data")
+    return tmp_path, models
+
+
+def test_an_ensemble_teaches_the_mean_of_its_logits_and_the_states_of_the_first(ensemble):
+    folder, models = ensemble
+    data = load_data(str(folder / "data"))
+    teachers = open_teachers({"also-1": open_source(str(folder / "second")), "teacher": open_source(str(folder / "first"))}, data)
+    options = DistillOptions(max_length=32, train_texts=12, cache=str(folder / "cache"))
+    texts = texts_for(options, data, "classification", ["bad", "good"], folder / "first")
+    student = inherit(teachers[0].model, [1], 0.0)
+    corpus, _ = lessons(student, open_tokenizer(folder / "first", 32, typed=student.config.typed), teachers, texts, options)
+    rows = [7, 0, 11]
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder / "first")
+    with torch.no_grad():
+        given = tokenizer([texts.part["text"][row] for row in rows], padding=True, return_tensors="pt")
+        said = [model(**given).logits[:, [1, 0]] for model in models]
+        states = models[0](**given, output_hidden_states=True).hidden_states[-1]
+    batch = corpus.batch(rows)
+    torch.testing.assert_close(batch["teacher_logits"], (said[0] + said[1]) / 2, atol=1e-5, rtol=1e-5)
+    mask = given["attention_mask"].unsqueeze(-1)
+    torch.testing.assert_close(batch["teacher_states"][:, 0], (states * mask).sum(1) / mask.sum(1), atol=2e-3, rtol=2e-3)  # float16
+
+
+def test_an_ensemble_that_runs_along_teaches_the_same(ensemble):
+    folder, (model, _) = ensemble
+    other = write_teacher(folder / "third", known=True)
+    data = load_data(str(folder / "data"))
+    teachers = open_teachers({"teacher": open_source(str(folder / "first")), "also-1": open_source(str(folder / "third"))}, data)
+    options = DistillOptions(max_length=32, train_texts=12, hidden_states="tokens", hidden=1.0, temperature=3.0)
+    texts = texts_for(options, data, "classification", ["bad", "good"], folder / "first")
+    student = inherit(teachers[0].model, [1], 0.0)
+    corpus, objective = lessons(student, open_tokenizer(folder / "first", 32, typed=student.config.typed), teachers, texts, options)
+    batch = corpus.batch([3, 8])
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad():
+        said, states = student.states(ids, mask)
+        target = (model(ids, mask).logits + other(ids, mask).logits)[:, [1, 0]] / 2
+        deepest = model(ids, mask, output_hidden_states=True).hidden_states[-1]
+        expected = divergence(said, target, 3.0) + hidden_loss(states[0][mask.bool()], deepest[mask.bool()])
+        torch.testing.assert_close(objective(student, batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_ensemble_from_the_command_line(ensemble):
+    folder, _ = ensemble
+    write_teacher(folder / "third", known=True)
+    also = ("--also", folder / "second", "--also", folder / "third")
+    distill(folder, folder / "first", *also, "--depth", 1, out="student")
+    manifest = open_artifact(folder / "student").manifest
+    assert set(manifest.parents) == {"teacher", "also-1", "also-2"}
+    pruned = ["prune", folder / "student", "--data", folder / "data", "--heads", 1, *SMALL, *also, "--out", folder / "pruned"]
+    with pytest.raises(ConfigError, match="--also names more teachers, but there is no first one. Give --teacher too"):
+        CliRunner().invoke(cli, [str(argument) for argument in pruned], catch_exceptions=False, standalone_mode=False)
+    with pytest.raises(ConfigError, match="Tokens are to be compared"):
+        distill(folder, folder / "first", *also, "--hidden-states", "tokens", "--depth", 1, out="x")
+    recipe = folder / "recipe.toml"
+    stage = f'[[stage]]\nrun = "distill"\nteacher = "{folder / "first"}"\ndepth = 1\nout = "again"\nmax_length = 32\n'
+    recipe.write_text(f'data = "{folder / "data"}"\n{stage}also = ["{folder / "second"}", "{folder / "third"}"]\n')
+    assert read_recipe(str(recipe)).steps[0].sources == {
+        "teacher": str(folder / "first"),
+        "also-1": str(folder / "second"),
+        "also-2": str(folder / "third"),
+    }
+    recipe.write_text(recipe.read_text().replace("also =", "base ="))
+    with pytest.raises(ConfigError, match="stage 1: base is a list; distill takes one"):
+        read_recipe(str(recipe))
+
+
+def test_vectors_of_an_ensemble_are_of_one_width():
+    teachers = [SimpleNamespace(task="embedding", model=SimpleNamespace(config=SimpleNamespace(vector_width=width))) for width in (24, 32)]
+    with (
+        mock.patch("compress.teachers.open_teacher", side_effect=teachers),
+        pytest.raises(ConfigError, match="The teachers give vectors of 24 and 32 numbers. Give teachers of one width"),
+    ):
+        open_teachers({"teacher": mock.Mock(), "also-1": mock.Mock()}, mock.Mock())
 
 
 def test_other_labels_are_refused(folder):
