@@ -116,5 +116,7 @@ def _step(digest: str, known: Mapping[str, Any], base: str | None) -> str:
     data = f" on {known['data']['name']}" if known.get("data") and known["stage"] not in ("export", "quantize") else ""
     parents = known.get("parents", {})
     own = {"model", "base", "student"} & set(parents)
-    helped = f" with the teacher `{parents['teacher'][:12]}`" if "teacher" in parents and own else ""
+    beside = [parents[role][:12] for role in sorted(parents) if role.startswith("also-")]
+    teachers = [parents["teacher"][:12], *beside] if "teacher" in parents and (own or beside) else []
+    helped = f" with the teacher{'s' * (len(teachers) > 1)} {', '.join(f'`{digest}`' for digest in teachers)}" if teachers else ""
     return f"{DID.get(known['stage'], known['stage'])}{data}{helped} (`{digest[:12]}`)"

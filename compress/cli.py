@@ -30,6 +30,7 @@ EXAMPLES = {
         compress distill runs/teacher --data tweets --vocabulary unigram:16000 --out runs/student
         compress distill runs/teacher --data tweets --unlabelled reviews.txt,forum.csv --split-sentences --out runs/student
         compress distill runs/teacher --data tweets --depth 2 --heads 4 --neurons 192 --out runs/student
+        compress distill runs/teacher --also runs/teacher-1 --also runs/teacher-2 --data tweets --out runs/student
         compress distill runs/teacher --student runs/pruned --data tweets --out runs/further
         compress distill transformers-directory --base minilm --hidden 0 --data tweets --out runs/student""",
     "prune": """\b

@@ -67,6 +67,12 @@ def test_the_lineage_is_told_from_the_beginning() -> None:
     ]
 
 
+def test_every_teacher_of_an_ensemble_is_told() -> None:
+    taught = {"stage": "distill", "parents": {"teacher": "a" * 64, "also-1": "d" * 64}, "data": DATA}
+    _, body = card(ancestors={**ANCESTORS, "d" * 64: TRAIN, "b" * 64: taught})
+    assert "3. distilled from its teacher on tweets with the teachers `aaaaaaaaaaaa`, `dddddddddddd` (`bbbbbbbbbbbb`)" in body
+
+
 @pytest.mark.parametrize(("name", "known"), [("google/electra-small", "google/electra-small"), ("encoder.json", None)])
 def test_only_a_name_of_the_hub_is_a_base(name: str, known: str | None) -> None:
     ancestors = {"f" * 64: {"stage": "base", "name": name, "parents": {}}}
