@@ -19,10 +19,11 @@ from tests.compress.chain import write_texts, write_tokenizer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ONE = ("--threads", "1")  # two would wait for each other beside other tests
 QUICK = {
-    "train": ("--epochs", "6"),
-    "distill": ("--epochs", "3"),
-    "prune": ("--epochs", "2"),
+    "train": ("--epochs", "6", *ONE),
+    "distill": ("--epochs", "3", *ONE),
+    "prune": ("--epochs", "2", *ONE),
     "benchmark": ("--texts", "10", "--rounds", "3"),
 }
 
