@@ -61,17 +61,11 @@ class Stacked:
         return torch.stack([column[rows] for column in self.columns], 1)
 
 
-class Mean:
+class Mean(Stacked):
     """The mean of several columns: what an ensemble says."""
 
-    def __init__(self, columns: Sequence[Column]) -> None:
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(self.columns[0])
-
     def __getitem__(self, rows: list[int]) -> Tensor:
-        return torch.stack([column[rows] for column in self.columns]).mean(0)
+        return super().__getitem__(rows).mean(1)
 
 
 class Joined:

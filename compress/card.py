@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from compress.sources import numbered
+
 DID = {
     "train": "fine-tuned",
     "distill": "distilled from its teacher",
@@ -116,7 +118,7 @@ def _step(digest: str, known: Mapping[str, Any], base: str | None) -> str:
     data = f" on {known['data']['name']}" if known.get("data") and known["stage"] not in ("export", "quantize") else ""
     parents = known.get("parents", {})
     own = {"model", "base", "student"} & set(parents)
-    beside = [parents[role][:12] for role in sorted(parents) if role.startswith("also-")]
+    beside = [parents[role][:12] for role in numbered("also", parents)]
     teachers = [parents["teacher"][:12], *beside] if "teacher" in parents and (own or beside) else []
     helped = f" with the teacher{'s' * (len(teachers) > 1)} {', '.join(f'`{digest}`' for digest in teachers)}" if teachers else ""
     return f"{DID.get(known['stage'], known['stage'])}{data}{helped} (`{digest[:12]}`)"

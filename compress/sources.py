@@ -1,7 +1,8 @@
 """What a stage starts from: artifacts, checkpoints of other makers, configurations; each with a digest."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,12 @@ def several(role: str, paths: Sequence[str]) -> dict[str, str]:
             f"Two of the models have the same name ({', '.join(names)}).", "Rename one directory: the report tells them apart by it."
         )
     return dict(zip(names, paths, strict=True))
+
+
+def numbered(role: str, roles: Iterable[str]) -> list[str]:
+    """Those of `roles` that `several` made of one, in their order."""
+    numbers = [int(known.removeprefix(f"{role}-")) for known in roles if re.fullmatch(rf"{role}-\d+", known)]
+    return [f"{role}-{number}" for number in sorted(numbers)]
 
 
 def open_source(value: str, kind: Kind | None = None) -> Source:

@@ -16,7 +16,7 @@ from torch import Tensor
 from compress.answers import Ask
 from compress.data import Data
 from compress.progress import say
-from compress.sources import Source, place_of
+from compress.sources import Source, numbered, place_of
 from compress.tasks import labels_agree, labels_of, trainable
 from model.artifact import open_artifact
 from model.checkpoint import load_encoder
@@ -45,10 +45,12 @@ def open_teachers(sources: Mapping[str, Source], data: Data) -> list[Teacher]:
 
     Raises what `open_teacher` does, and ConfigError if there are others without the one, or if they give vectors of other widths.
     """
-    roles = [role for role in sources if role == "teacher" or role.startswith("also-")]
-    if roles and "teacher" not in sources:
-        raise ConfigError("--also names more teachers, but there is no first one.", "Give --teacher too.")
-    teachers = [open_teacher(sources[role], data, place_of(sources)) for role in sorted(roles, key=lambda role: role != "teacher")]
+    others = numbered("also", sources)
+    if "teacher" not in sources:
+        if others:
+            raise ConfigError("--also names more teachers, but there is no first one.", "Give --teacher too.")
+        return []
+    teachers = [open_teacher(sources[role], data, place_of(sources)) for role in ("teacher", *others)]
     widths = {teacher.model.config.vector_width for teacher in teachers if teacher.task == "embedding" and teacher.model}
     if len(widths) > 1:
         raise ConfigError(f"The teachers give vectors of {' and '.join(map(str, sorted(widths)))} numbers.", "Give teachers of one width.")

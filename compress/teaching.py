@@ -107,9 +107,11 @@ def lessons(
     corpora = material(tokenizer, texts, taught=True)
     layers, bridge = _compared(student, teachers[0].model, options) if options.hidden else ([], None)
     if texts.task in PER_TOKEN or (options.hidden_states == "tokens" and options.hidden):
-        models = [teacher.model for teacher in teachers if teacher.model and _reads_alike(teacher, tokenizer, options)]
-        if len(models) < len(teachers):
+        if silent := [str(teacher.path) for teacher in teachers if teacher.model is None]:
+            raise ConfigError(f"Tokens are to be compared, but {silent[0]} teaches by its answers alone.", "Give --hidden-states pooled.")
+        if not all(_reads_alike(teacher, tokenizer, options) for teacher in teachers):
             refuse_tokens(texts.task, options)
+        models = [teacher.model for teacher in teachers if teacher.model is not None]
         return whole(corpora), _objective(options, texts.task, _along(models, layers, options.device))
 
     def answers() -> dict[str, Column]:

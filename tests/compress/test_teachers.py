@@ -17,7 +17,7 @@ from compress.data import load_data
 from compress.distillation import hidden_loss
 from compress.losses import divergence
 from compress.recipe import read_recipe
-from compress.sources import open_source
+from compress.sources import numbered, open_source, several
 from compress.students import inherit
 from compress.teachers import foreign_ask, open_teacher, open_teachers
 from compress.teaching import lessons, texts_for
@@ -165,7 +165,7 @@ def test_an_ensemble_from_the_command_line(ensemble):
     pruned = ["prune", folder / "student", "--data", folder / "data", "--heads", 1, *SMALL, *also, "--out", folder / "pruned"]
     with pytest.raises(ConfigError, match="--also names more teachers, but there is no first one. Give --teacher too"):
         CliRunner().invoke(cli, [str(argument) for argument in pruned], catch_exceptions=False, standalone_mode=False)
-    with pytest.raises(ConfigError, match="Tokens are to be compared"):
+    with pytest.raises(ConfigError, match=r"Tokens are to be compared, but .*second teaches by its answers alone"):
         distill(folder, folder / "first", *also, "--hidden-states", "tokens", "--depth", 1, out="x")
     recipe = folder / "recipe.toml"
     stage = f'[[stage]]\nrun = "distill"\nteacher = "{folder / "first"}"\ndepth = 1\nout = "again"\nmax_length = 32\n'
@@ -198,3 +198,8 @@ def test_other_labels_are_refused(folder):
     assert "id2label" in error.value.hint
     with pytest.raises(AlambicError):
         distill(folder, folder / "encoder.json", out="x")
+
+
+def test_the_teachers_of_an_ensemble_keep_their_order():
+    roles = several("also", [f"runs/{number}" for number in range(12)])
+    assert numbered("also", [*reversed(roles), "teacher", "also", "also-final"]) == list(roles)
