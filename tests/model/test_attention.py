@@ -143,6 +143,22 @@ def test_shared_keys_and_normed_queries_agree_with_loops(kind, keys):
         np.testing.assert_allclose(double(found), expected(made, relation, attention, POSITIONS["none"], x), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["dense", "window", "fixed", "landmark"])
+@pytest.mark.parametrize("length", [kernels.SHORT // 2, kernels.SHORT + 30])
+def test_bf16_learns_what_fp32_learns_whichever_way_back_is_taken(kind, length):
+    made, relation = build(KINDS[kind])
+    bias = attention_bias((torch.arange(length) < torch.tensor([length, 3])[:, None]).float())
+    x = torch.randn(2 * length, 10, requires_grad=True)
+    gradients = []
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            made(x, bias, relation, "sdpa").float().view(2, length, 10)[:, :3].square().sum().backward()
+        gradients.append(x.grad.clone())
+        x.grad = None
+    right, found = gradients
+    assert torch.linalg.vector_norm(found - right) < 0.03 * torch.linalg.vector_norm(right)
+
+
 @settings(max_examples=40, deadline=None)
 @given(length=st.integers(1, 70), size=st.integers(1, 20), first=st.integers(0, 20), block=st.sampled_from([1, 4, 16]))
 def test_windows_of_any_size_see_what_they_should(length, size, first, block):
