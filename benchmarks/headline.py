@@ -38,6 +38,7 @@ from compress.statistics import Floats, bootstrap
 from compress.units import factor
 from model.artifact import Artifact, open_artifact, read_manifest
 from model.errors import AlambicError, ArtifactError, ConfigError
+from serve.machine import machine_facts
 from serve.predictor import open_predictor, scores
 
 PARTS = {"sst2": ("validation", "test")}  # both are evaluation parts of its source; elsewhere the test part alone is read
@@ -135,6 +136,7 @@ def measure(name: str, folder: Path, data: Data, plan: Plan, peers: Sequence[Pee
             }
         )
     facts = {
+        "machine": machine_facts(),
         "data": {**data.summary(), "parts": PARTS.get(name, ("test",)), "texts": len(texts)},
         "teacher": {way: {"accuracy": right[way][0].mean(), "latency_ms": latency[way]} for way in (EAGER, ORT)},
         "noise_floor": measured["protocol"]["noise_floor"],
