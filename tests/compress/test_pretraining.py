@@ -198,7 +198,7 @@ def test_more_pretraining_keeps_the_head_and_other_tasks_start_from_the_body(fol
 
 
 def test_replaced_words_are_found_with_a_generator_or_without(folder):
-    train(folder, "replaced", "unigram", "--base", folder / "masked", "--epochs", 6)
+    train(folder, "replaced", "unigram", "--base", folder / "masked", "--epochs", 10)
     train(folder, "replaced", "electra", "--base", folder / "masked", "--generator", folder / "masked", "--epochs", 1)
     manifest = open_artifact(folder / "electra").manifest
     assert manifest.labels == ["replaced"] and set(manifest.parents) == {"base", "generator"}
