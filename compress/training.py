@@ -40,7 +40,8 @@ LEARNING_RATES = {"encoder": 1e-4, "static": 2e-3, "convolution": 4e-3}  # where
 POOL = 50  # batches among which texts of like length are brought together
 LONG = 512  # tokens: batches of longer texts are made of fewer, outside of training
 
-# PyTorch reads it when it first allocates: pages of 2 MB where Linux has them, since a step takes its memory anew.
+# Pages of 2 MB where Linux has them, since a step takes its memory anew. PyTorch reads it when it first allocates, and a teacher is opened
+# before `prepare` is called.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
