@@ -7,7 +7,7 @@ part of an artifact's identity. This file is torch-free.
 
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.config import problems
 from model.errors import ConfigError
@@ -161,10 +161,21 @@ class Selection(Distillation):
     neurons: tuple[int, ...] = Field(
         (), description="FFN neurons to keep a layer: one number, or one for each layer; 0 is no network (default: all)."
     )
+    key_value_heads: tuple[int, ...] = Field(
+        (),
+        description="Heads of keys and values a layer, each shared by as many of its heads: one number, or one for each layer (default: as "
+        "it was).",
+    )
     allocation: Literal["uniform", "global"] = Field(
         "uniform", description="Keep the same number in each layer, or let the layers compete for the same total."
     )
     scoring_texts: int = Field(1024, ge=1, description="Training texts on which heads and neurons are scored.")
+
+    @model_validator(mode="after")
+    def _groups(self) -> "Selection":
+        if self.allocation == "global" and set(self.key_value_heads) - {1}:
+            raise ValueError("key_value_heads must be 1 where layers compete for heads: give allocation uniform, or 1")
+        return self
 
 
 class DistillOptions(Form, Selection):

@@ -16,6 +16,7 @@ from compress.bases import head_of, start
 from compress.config import DistillOptions
 from compress.data import Data
 from compress.evaluation import measure
+from compress.grouping import group, group_counts
 from compress.importance import taylor
 from compress.losses import supervised
 from compress.progress import bar, say
@@ -73,7 +74,7 @@ def _student(
     base, student = sources.get("base"), sources.get("student")
     if base and student and student.artifact:
         raise ConfigError("Both --base and --student are given.", "A student starts from one of them: leave the other out.")
-    if (base or student) and (options.heads or options.neurons):
+    if (base or student) and (options.heads or options.neurons or options.key_value_heads):
         which = "--base" if base else "--student"
         raise ConfigError(f"--heads and --neurons choose among the teacher's own; {which} is given.", "Use `compress prune` afterwards.")
     if student and student.artifact is None:
@@ -94,7 +95,7 @@ def _student(
     layers = layer_map(options.depth, len(teacher.model.config.layers), options.teacher_layers)
     model = inherit(teacher.model, layers, options.dropout)
     tokenizer = open_tokenizer(teacher.path, options.max_length, typed=model.config.typed)
-    if options.heads or options.neurons:
+    if options.heads or options.neurons or options.key_value_heads:
         model = _smaller(model, teacher.model, layers, tokenizer, texts, options)
     return model, tokenizer, layers, "the teacher's"
 
@@ -136,11 +137,13 @@ def _smaller(student: Encoder, teacher: Encoder, layers: list[int], tokenizer: T
     """`student` with the heads and neurons that matter most in the `teacher` itself, scored on labelled texts with its own loss."""
     heads = counts(options.heads, [layer.attention.heads for layer in student.config.layers], "heads")
     check_heads(student.config, heads)
+    keys = group_counts(options.key_value_heads, student.config, heads)
     neurons = counts(options.neurons, [layer.feedforward.neurons for layer in student.config.layers], "neurons", least=0)
     scored = tokenize(tokenizer, texts.part, texts.task, texts.labels).subset(options.scoring_texts, options.seed)
     with bar("scoring the teacher's heads and neurons") as progress:
         importance = taylor(teacher, scored.passing(options.batch_size, progress), supervised(texts.task))
     smaller = prune_by(student, [importance[layer] for layer in layers], heads, neurons, options.allocation)
+    smaller = group(smaller, keys)
     kept = ", ".join(f"{layer.attention.heads} heads × {layer.feedforward.neurons} neurons" for layer in smaller.config.layers)
     say(f"  starts with {kept}")
     return smaller

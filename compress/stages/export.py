@@ -14,7 +14,7 @@ from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from export import parity, plan
 from export.audit import as_written, audit
-from export.first_token import FirstTokenAttention, one_query
+from export.first_token import one_query
 from export.folding import clamp, fold
 from export.graph import export_graph, opset_for
 from export.half import to_half
@@ -46,9 +46,10 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         file, single = workspace.artifact / GRAPH, workspace.artifact / SINGLE
         folded = _folds(options, model, pairs)
         written = with_ort_attention(model) if options.attention == "ort" else clamp(model)
+        first = False
         if isinstance(written, Encoder) and _one_query(options, written, folded):
-            written = one_query(written)
-        first = isinstance(written, Encoder) and isinstance(written.layers[-1].get_submodule("attention"), FirstTokenAttention)
+            before, written = written, one_query(written)
+            first = written is not before
         if folded:
             stored = model.config.quantization.embeddings if model.config.quantization else "fp32"
             written = fold(as_encoder(written, source.path, "to fold"), stored)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from compress.config import PruneOptions
 from compress.data import Data
 from compress.evaluation import measure
+from compress.grouping import group, group_counts
 from compress.importance import taylor
 from compress.progress import bar, say
 from compress.pruning import check_heads, counts, prune_by
@@ -31,6 +32,7 @@ def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, worksp
         raise ConfigError(f"{source.path} is quantized already.", "Prune before you quantize.")
     heads = counts(options.heads, [layer.attention.heads for layer in model.config.layers], "heads")
     check_heads(model.config, heads)
+    keys = group_counts(options.key_value_heads, model.config, heads)
     neurons = counts(options.neurons, [layer.feedforward.neurons for layer in model.config.layers], "neurons", least=0)
     teachers = open_teachers(sources, data)
     tokenizer = open_tokenizer(source.path, options.max_length, typed=model.config.typed)
@@ -39,7 +41,7 @@ def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, worksp
     scored = corpus.subset(options.scoring_texts, options.seed)
     with bar("scoring heads and neurons") as progress:
         importance = taylor(model, scored.passing(options.batch_size, progress), objective)
-    smaller = prune_by(model, importance, heads, neurons, options.allocation)
+    smaller = group(prune_by(model, importance, heads, neurons, options.allocation), keys)
     validation = tokenize(tokenizer, data.splits["validation"], task, labels)
     before = measure(smaller, validation, labels, latency=False)["validation"]
     kept = [(layer.attention.heads, layer.feedforward.neurons) for layer in smaller.config.layers]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from compress.quantization import linears
 from export.audit import audit
-from export.first_token import FirstTokenAttention, one_query
+from export.first_token import FirstTokenAttention, GroupedFirstTokenAttention, one_query
 from export.folding import clamp, clamps, fold
 from export.graph import export_graph, opset_for
 from export.parity import compare
@@ -150,12 +150,23 @@ def test_one_query_needs_neither_keys_nor_values_token_by_token(changes, lengths
     assert torch.allclose(late(ids), model(ids, torch.ones_like(ids)), atol=1e-5)
 
 
+@given(st.sampled_from((1, 2)), st.lists(st.integers(1, 16), min_size=1, max_size=4))
+@torch.no_grad()
+def test_one_query_of_heads_that_share_their_keys(keys, lengths):
+    layers = [LAYER, {**LAYER, "attention": {"heads": 4, "head_width": 6, "key_value_heads": keys}}]
+    model = tiny_encoder(early_pooling=True, head=CLS, layers=layers)
+    late = one_query(model)
+    assert type(late.layers[-1].attention) is GroupedFirstTokenAttention
+    ids, mask = batch(lengths, seed=sum(lengths))
+    assert torch.allclose(late(ids, mask), model(ids, mask), atol=1e-5)
+    assert torch.allclose(late(ids), model(ids, torch.ones_like(ids)), atol=1e-5)
+
+
 def test_only_a_last_layer_that_keeps_the_first_token_is_changed():
-    shared = [LAYER, {**LAYER, "attention": {"heads": 4, "head_width": 6, "key_value_heads": 2}}]
     for changes in ({}, {"early_pooling": True}, {"head": CLS}):
         model = tiny_encoder(**changes)
         assert one_query(model) is model
-    for changes in ({"layers": shared}, {"positions": {"kind": "rotary"}}, {"positions": {"kind": "alibi"}}):
+    for changes in ({"positions": {"kind": "rotary"}}, {"positions": {"kind": "alibi"}}):
         model = tiny_encoder(early_pooling=True, head=CLS, **changes)
         assert one_query(model) is model
 

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.audit import audit
+from export.first_token import one_query
 from export.folding import fold
 from export.graph import export_graph
-from export.one_text import OneTextAttention, one_text
+from export.one_text import OneTextAttention, OneTextFirstTokenAttention, OneTextSharedAttention, one_text
 from export.parity import compare
 from export.plan import gate, plan_of
 from model.build import build
@@ -37,6 +38,21 @@ FORMS = {
         "layers": {"count": 2, "attention": {"heads": 1, "head_width": 6}, "feedforward": {"kind": "mlp", "neurons": 8}},
     },
 }
+CLS = {"labels": 3, "pooling": "cls"}
+
+
+def sharing(*keys):
+    """Layers of four heads that share so many heads of keys and values."""
+    network = {"kind": "mlp", "neurons": 8}
+    return [{"attention": {"heads": 4, "head_width": 6, "key_value_heads": count}, "feedforward": network} for count in keys]
+
+
+SHARED = {
+    "all heads share one": {"layers": sharing(1, 1)},
+    "and are pooled early": {"layers": sharing(1, 1), "early_pooling": True},
+    "folded": {"layers": sharing(1, 1), "early_pooling": True, "head": CLS, "positions_after_norm": True},
+    "the first token, groups of two": {"layers": sharing(1, 2), "early_pooling": True, "head": CLS},
+}
 
 
 @given(st.sampled_from(sorted(FORMS)), st.integers(1, 16))
@@ -49,12 +65,24 @@ def test_it_gives_the_same_for_one_text(name, length):
     assert torch.allclose(alone(ids), model(ids, mask), atol=1e-5)
 
 
+@given(st.sampled_from(sorted(SHARED)), st.integers(1, 16))
+@torch.no_grad()
+def test_heads_that_share_keys_give_the_same_for_one_text(name, length):
+    model = tiny_encoder(**SHARED[name])
+    ids, mask = batch([length], seed=length)
+    late = one_query(model)
+    alone = one_text(fold(late, "fp32") if name == "folded" else late)
+    last = OneTextFirstTokenAttention if late is not model else OneTextSharedAttention
+    assert [type(layer.attention) for layer in alone.layers] == [OneTextSharedAttention, last]
+    assert torch.allclose(alone(ids), model(ids, mask), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"positions": {"kind": "rotary"}},
         {"positions": {"kind": "alibi"}},
-        {"layers": {"count": 2, "attention": {"heads": 4, "key_value_heads": 2}, "feedforward": {"kind": "mlp", "neurons": 8}}},
+        {"layers": sharing(2, 2)},
         {"layers": {"count": 2, "attention": {"heads": 4, "prefix": 2}, "feedforward": {"kind": "mlp", "neurons": 8}}},
         {"layers": {"count": 2, "attention": {"kind": "window", "heads": 4, "window": 4}, "feedforward": {"kind": "mlp", "neurons": 8}}},
     ],
@@ -76,3 +104,13 @@ def test_its_graph_copies_no_heads(tmp_path):
     gate(plan_of(model.config, folded=True), found["after"], tmp_path / "after")
     assert found["after"].count("Transpose") <= found["before"].count("Transpose") - 4 and found["after"].count("FusedMatMul") == 4
     assert compare(model, Session(tmp_path / "after"), pairs=False, single=True).signal_db > 30
+
+
+def test_the_graph_of_heads_that_share_keys_copies_nothing(tmp_path):
+    model = quantized(**SHARED["folded"])
+    written, file = one_text(fold(one_query(model), "int8")), tmp_path / "single"
+    export_graph(written, file, opset=20, pairs=False, single=True)
+    found = audit(file)
+    gate(plan_of(model.config, folded=True, one_query=True), found, file)
+    assert found.count("Transpose") == 0 and found.integer == 8
+    assert compare(fold(model, "int8"), Session(file), pairs=False, single=True).signal_db > 30
