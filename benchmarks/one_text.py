@@ -58,6 +58,15 @@ class Way:
 
 
 CLS = {"head": {"labels": 2, "pooling": "cls"}}
+NEURONS = 128
+
+
+def eight(keys: int) -> dict[str, Any]:
+    """Layers of 8 heads that have so many heads of keys and values."""
+    attention = {"heads": 8, "head_width": 32, "key_value_heads": keys}
+    return {"layers": {"count": 2, "attention": attention, "feedforward": {"kind": "mlp", "neurons": NEURONS, "activation": "relu"}}}
+
+
 WAYS = {
     "plain": Way({}),
     "early pooling": Way(EARLY),
@@ -70,6 +79,9 @@ WAYS = {
     "the same, folded in fp32": Way(FOLDS, "relu", "fp32", folded=True),
     "folded in int8, one-row linears fp32": Way(FOLDS, "relu", folded=True, kept=LAST),
     "folded in int8, the first token for the mean": Way({**FOLDS, **CLS}, "relu", folded=True),
+    "the same of 8 heads": Way({**FOLDS, **CLS, **eight(8)}, "relu", folded=True),
+    "the same of 8 heads that share 2 heads of keys and values": Way({**FOLDS, **CLS, **eight(2)}, "relu", folded=True),
+    "the same of 8 heads that share 1": Way({**FOLDS, **CLS, **eight(1)}, "relu", folded=True),
     "not folded, the first token for the mean": Way({**EARLY, **CLS}, "relu"),
     "folded in int8, RMSNorm for LayerNorm": Way({**FOLDS, "norm": {"kind": "rmsnorm"}}, "relu", folded=True),
 }
@@ -79,7 +91,7 @@ MINILM = "MiniLM fp32"
 def student(name: str, tokenizer: Tokenizer, texts: list[str]) -> Encoder:
     """The encoder of a way, as it is exported."""
     way = WAYS[name]
-    model = encoder(2, 2, 128, way.activation, tokenizer, **way.changes)
+    model = encoder(2, 2, NEURONS, way.activation, tokenizer, **way.changes)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():  # as large as trained ones, so that nothing is optimised away
             if "layers" in parameter_name and "norm" not in parameter_name:
