@@ -112,6 +112,16 @@ def prune_by(model: Encoder, importance: list[Importance], heads: list[int], neu
     )
 
 
+def kept_words(config: EncoderConfig) -> str:
+    """The heads and neurons of each layer, and where heads share their keys and values how many of these there are."""
+    parts = []
+    for layer in config.layers:
+        attention = layer.attention
+        shared = "" if attention.keys == attention.heads else f" that share {attention.keys} of keys and values"
+        parts.append(f"{attention.heads} heads{shared} × {layer.feedforward.neurons} neurons")
+    return ", ".join(parts)
+
+
 def _cut(value: Tensor, name: list[str], heads: list[int], neurons: list[int], attention: AttentionHeads) -> Tensor:
     """The rows or columns of one parameter that the kept heads and neurons use."""
     width = attention.head_width

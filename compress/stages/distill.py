@@ -20,7 +20,7 @@ from compress.grouping import group, group_counts
 from compress.importance import taylor
 from compress.losses import supervised
 from compress.progress import bar, say
-from compress.pruning import check_heads, counts, prune_by
+from compress.pruning import check_heads, counts, kept_words, prune_by
 from compress.sources import Source, place_of, student_values
 from compress.stage import Result, Workspace
 from compress.students import from_table, inherit, layer_map
@@ -76,7 +76,8 @@ def _student(
         raise ConfigError("Both --base and --student are given.", "A student starts from one of them: leave the other out.")
     if (base or student) and (options.heads or options.neurons or options.key_value_heads):
         which = "--base" if base else "--student"
-        raise ConfigError(f"--heads and --neurons choose among the teacher's own; {which} is given.", "Use `compress prune` afterwards.")
+        chosen = "--heads, --neurons and --key-value-heads choose among the teacher's own"
+        raise ConfigError(f"{chosen}; {which} is given.", "Use `compress prune` afterwards.")
     if student and student.artifact is None:
         return *_of_tables(student, teacher, base, options), [], ""
     if student:
@@ -144,6 +145,5 @@ def _smaller(student: Encoder, teacher: Encoder, layers: list[int], tokenizer: T
         importance = taylor(teacher, scored.passing(options.batch_size, progress), supervised(texts.task))
     smaller = prune_by(student, [importance[layer] for layer in layers], heads, neurons, options.allocation)
     smaller = group(smaller, keys)
-    kept = ", ".join(f"{layer.attention.heads} heads × {layer.feedforward.neurons} neurons" for layer in smaller.config.layers)
-    say(f"  starts with {kept}")
+    say(f"  starts with {kept_words(smaller.config)}")
     return smaller

@@ -8,7 +8,7 @@ from compress.evaluation import measure
 from compress.grouping import group, group_counts
 from compress.importance import taylor
 from compress.progress import bar, say
-from compress.pruning import check_heads, counts, prune_by
+from compress.pruning import check_heads, counts, kept_words, prune_by
 from compress.sources import Source, place_of
 from compress.stage import Result, Workspace
 from compress.tasks import labels_agree, quality_words
@@ -45,8 +45,9 @@ def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, worksp
     validation = tokenize(tokenizer, data.splits["validation"], task, labels)
     before = measure(smaller, validation, labels, latency=False)["validation"]
     kept = [(layer.attention.heads, layer.feedforward.neurons) for layer in smaller.config.layers]
-    shape = ", ".join(f"{h} heads × {n} neurons" for h, n in kept)
-    say(f"  kept {shape}: {quality_words(before)} before recovery on {len(corpus):,} texts for {options.epochs:g} passes")
+    say(
+        f"  kept {kept_words(smaller.config)}: {quality_words(before)} before recovery on {len(corpus):,} texts for {options.epochs:g} passes"
+    )
     with bar("recovering") as progress:
         trained = train(smaller, corpus, objective, options, workspace.work, progress)
     save_model(smaller, workspace.artifact, labels)

@@ -105,16 +105,18 @@ def test_distilling_states_of_all_tokens_with_the_teacher_running_along(house, t
     assert accuracy(tmp_path / "student") > 0.7
 
 
-def test_forms_of_a_student_from_the_command_to_the_file(house, tmp_path):
+@pytest.mark.parametrize(("shared", "integers"), [((), 7), (("--key-value-heads", 1), 8)], ids=["own keys", "shared keys"])
+def test_forms_of_a_student_from_the_command_to_the_file(house, tmp_path, shared, integers):
     more = ("--train-texts", 64, "--epochs", 2, *SMALL)
     form = ("--pooling", "cls", "--early-pooling", "--positions-after-norm", "--activation", "relu")
     invoke("distill", house / "teacher", "--data", house / "data", "--out", tmp_path / "student", *form, *more)
-    invoke("prune", tmp_path / "student", "--data", house / "data", "--out", tmp_path / "pruned", "--heads", 2, *more)
+    invoke("prune", tmp_path / "student", "--data", house / "data", "--out", tmp_path / "pruned", "--heads", 2, *shared, *more)
     invoke("quantize", tmp_path / "pruned", "--data", house / "data", "--out", tmp_path / "int8", *SMALL)
     invoke("export", tmp_path / "int8", "--out", tmp_path / "onnx")
     config, metrics = load_model(tmp_path / "int8").config, open_artifact(tmp_path / "onnx").manifest.metrics
     assert config.early_pooling and config.positions_after_norm and config.layers[1].feedforward.activation == "relu"
-    assert metrics["integer_linears"] == {"integer": 7, "total": 7}  # the first projection is in the table
+    assert [layer.attention.keys for layer in config.layers] == ([1, 1] if shared else [2, 2])
+    assert metrics["integer_linears"] == {"integer": integers, "total": integers}  # the first projection is in the table
     assert metrics["folded"] and metrics["one_query"]
     assert "✓ runs as planned" in invoke("audit", tmp_path / "onnx").output
     with pytest.raises(ConfigError, match="cannot be folded into the embeddings"):

@@ -52,6 +52,8 @@ def test_the_heads_and_neurons_are_those_that_matter_most_in_the_teacher(house, 
     [
         (("--heads", "5"), "Layer 0 has 4 heads; 5 cannot be kept"),
         (("--heads", "2,2,2"), "3 numbers of heads for 2 layers"),
+        (("--heads", "2", "--key-value-heads", "4"), "4 key-value heads do not divide the 2 heads of layer 0. Give one of 1, 2"),
+        (("--student", "STUDENT", "--key-value-heads", "1"), "choose among the teacher's own; --student is given"),
         (("--base", "BASE", "--heads", "2"), "choose among the teacher's own; --base is given. Use `compress prune` afterwards"),
         (("--student", "STUDENT", "--neurons", "2"), "choose among the teacher's own; --student is given"),
         (("--student", "STUDENT", "--base", "BASE"), "Both --base and --student are given. A student starts from one of them"),
