@@ -45,9 +45,8 @@ def run(options: PruneOptions, sources: Mapping[str, Source], data: Data, worksp
     validation = tokenize(tokenizer, data.splits["validation"], task, labels)
     before = measure(smaller, validation, labels, latency=False)["validation"]
     kept = [(layer.attention.heads, layer.feedforward.neurons) for layer in smaller.config.layers]
-    say(
-        f"  kept {kept_words(smaller.config)}: {quality_words(before)} before recovery on {len(corpus):,} texts for {options.epochs:g} passes"
-    )
+    taught = f"on {len(corpus):,} texts for {options.epochs:g} passes"
+    say(f"  kept {kept_words(smaller.config)}: {quality_words(before)} before recovery {taught}")
     with bar("recovering") as progress:
         trained = train(smaller, corpus, objective, options, workspace.work, progress)
     save_model(smaller, workspace.artifact, labels)
