@@ -104,12 +104,12 @@ def student(name: str, tokenizer: Tokenizer, texts: list[str]) -> Encoder:
     return fold(frozen, way.storage) if way.folded else frozen
 
 
-def encoder(layers: int, heads: int, neurons: int, activation: str, tokenizer: Tokenizer, **changes: Any) -> Encoder:
+def encoder(depth: int, heads: int, neurons: int, activation: str, tokenizer: Tokenizer, **changes: Any) -> Encoder:
     """An encoder of width 384 with heads of 32."""
     layer = {"attention": {"heads": heads, "head_width": 32}, "feedforward": {"kind": "mlp", "neurons": neurons, "activation": activation}}
     values = {"vocabulary": tokenizer.vocabulary, "width": 384, "token_types": 2, "max_length": LONGEST, "head": {"labels": 2}}
     torch.manual_seed(0)
-    return Encoder(read_config({**values, "layers": {"count": layers, **layer}, **changes})).eval()
+    return Encoder(read_config({**values, "layers": {"count": depth, **layer}, **changes})).eval()
 
 
 def write(name: str, folder: Path, tokenizer: Tokenizer, texts: list[str]) -> None:
