@@ -163,8 +163,8 @@ class Selection(Distillation):
     )
     key_value_heads: tuple[int, ...] = Field(
         (),
-        description="Heads of keys and values a layer, each shared by as many of its heads: one number, or one for each layer (default: as "
-        "it was).",
+        description="Heads of keys and values to keep a layer, which all its heads then share evenly: one number, or one for each layer "
+        "(default: as it was).",
     )
     allocation: Literal["uniform", "global"] = Field(
         "uniform", description="Keep the same number in each layer, or let the layers compete for the same total."
@@ -173,8 +173,8 @@ class Selection(Distillation):
 
     @model_validator(mode="after")
     def _groups(self) -> "Selection":
-        if self.allocation == "global" and set(self.key_value_heads) - {1}:
-            raise ValueError("key_value_heads must be 1 where layers compete for heads: give allocation uniform, or 1")
+        if self.allocation == "global" and self.key_value_heads:
+            raise ValueError("key_value_heads needs to know how many heads a layer keeps: give allocation uniform")
         return self
 
 

@@ -1,9 +1,9 @@
 """Heads that share their keys and values (Ainslie et al. 2023), made of heads that each have their own.
 
 The keys of a group's heads, one under the other, are a matrix; its best approximation of one head's rank is U S Vᵀ (Yu et al. 2024,
-§3.2, there of what the projection gives). S Vᵀ are the keys that the heads share; U goes to their queries, for q · (U k) = (Uᵀ q) · k.
-Values likewise, whose U goes to the projection after them. Biases need no rank: softmax loses that of the keys, and the shares that
-values are added up with are 1 in sum, so their bias is the projection's.
+"Effectively compress KV heads for LLM", there of what the projection gives). S Vᵀ are the keys that the heads share; U goes to their
+queries, for q · (U k) = (Uᵀ q) · k. Values likewise, whose U goes to the projection after them. Biases need no rank: softmax loses that
+of the keys, and the shares that values are added up with are 1 in sum, so their bias is the projection's.
 
 Shapes: H heads of queries, G groups, N = H / G heads in one, D head width, W width.
 """
@@ -11,6 +11,7 @@ Shapes: H heads of queries, G groups, N = H / G heads in one, D head width, W wi
 import torch
 from torch import Tensor
 
+from compress.pruning import counts
 from model.config import EncoderConfig
 from model.encoder import Encoder
 from model.errors import ConfigError
@@ -23,19 +24,20 @@ def group_counts(wanted: tuple[int, ...], config: EncoderConfig, heads: list[int
     """How many heads of keys and values each layer shall have once it has `heads`, None as it was; raises ConfigError if that cannot be."""
     if not wanted:
         return [None] * len(heads)
-    counts = list(wanted) * len(heads) if len(wanted) == 1 else list(wanted)
-    if len(counts) != len(heads):
-        raise ConfigError(f"{len(counts)} numbers of key-value heads for {len(heads)} layers.", "Give one number, or one for each layer.")
+    attentions = [layer.attention for layer in config.layers]
+    there = [kept if attention.keys == attention.heads else attention.keys for attention, kept in zip(attentions, heads, strict=True)]
     found: list[int | None] = []
-    for number, (layer, kept, keys) in enumerate(zip(config.layers, heads, counts, strict=True)):
-        if keys < 1 or kept % keys:
-            divisors = ", ".join(str(part) for part in range(1, kept + 1) if kept % part == 0)
-            raise ConfigError(f"{keys} key-value heads do not divide the {kept} heads of layer {number}.", f"Give one of {divisors}.")
-        there = kept if layer.attention.keys == layer.attention.heads else layer.attention.keys
-        if keys != there and (reason := _obstacle(layer.attention, (layer.positions or config.positions).kind)):
-            hint = f"Leave --key-value-heads out, or give {there} for that layer."
+    for number, keys in enumerate(counts(wanted, there, "key-value heads")):
+        if heads[number] % keys:
+            divisors = ", ".join(str(part) for part in range(1, there[number] + 1) if heads[number] % part == 0)
+            raise ConfigError(
+                f"{keys} key-value heads do not divide the {heads[number]} heads of layer {number}.", f"Give one of {divisors}."
+            )
+        positions = (config.layers[number].positions or config.positions).kind
+        if keys != there[number] and (reason := _obstacle(attentions[number], positions)):
+            hint = f"Leave --key-value-heads out, or give {there[number]} for that layer."
             raise ConfigError(f"The heads of layer {number} cannot be made to share keys and values: it has {reason}.", hint)
-        found.append(keys if keys != there else None)
+        found.append(keys if keys != there[number] else None)
     return found
 
 
@@ -52,11 +54,11 @@ def _obstacle(attention: Attention, positions: str) -> str:
     return "groups that share them already" if attention.keys < attention.heads else ""
 
 
-def group(model: Encoder, counts: list[int | None]) -> Encoder:
+def group(model: Encoder, shared: list[int | None]) -> Encoder:
     """An encoder whose heads share so many heads of keys and values in each layer, after `group_counts`; with None as many as before."""
     layers = [layer.model_dump() for layer in model.config.layers]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    for number, (layer, keys) in enumerate(zip(layers, counts, strict=True)):
+    for number, (layer, keys) in enumerate(zip(layers, shared, strict=True)):
         if keys is not None:
             attention = layer["attention"]
             _share(weights, f"layers.{number}.attention", attention["heads"], attention["head_width"], keys)

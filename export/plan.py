@@ -66,8 +66,8 @@ def plan_of(
 ) -> Plan:
     """What `config` promises, exported with these options.
 
-    `folded`: without the norm of the embeddings and the first projection; `one_query`: the last layer's keys and values are projected in
-    float, after its tokens are mixed.
+    `folded`: without the norm of the embeddings and the first projection; `one_query`: the last layer asks for the first token alone, in
+    queries that have the scale already; keys and values of every head are then projected in float, after its tokens are mixed.
 
     A file in fp16 or in int8 for TensorRT is for GPUs: SiLU and the products of attention become one node only there.
     """

@@ -52,7 +52,7 @@ def test_the_heads_and_neurons_are_those_that_matter_most_in_the_teacher(house, 
     [
         (("--heads", "5"), "Layer 0 has 4 heads; 5 cannot be kept"),
         (("--heads", "2,2,2"), "3 numbers of heads for 2 layers"),
-        (("--heads", "2", "--key-value-heads", "4"), "4 key-value heads do not divide the 2 heads of layer 0. Give one of 1, 2"),
+        (("--heads", "2", "--key-value-heads", "4"), "Layer 0 has 2 key-value heads; 4 cannot be kept. Give a number between 1 and 2"),
         (("--student", "STUDENT", "--key-value-heads", "1"), "choose among the teacher's own; --student is given"),
         (("--base", "BASE", "--heads", "2"), "choose among the teacher's own; --base is given. Use `compress prune` afterwards"),
         (("--student", "STUDENT", "--neurons", "2"), "choose among the teacher's own; --student is given"),
