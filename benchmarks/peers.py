@@ -37,7 +37,6 @@ ROOT = HERE.parents[1]
 PINS = {"optimum": ROOT / "environments" / "optimum-constraints.txt"}
 QUICK_TEXTS = 3000  # that ours and the small model are trained on
 BUILD_SECONDS = 1800
-SIGNAL = 5.0  # dB
 
 
 @dataclass(frozen=True)
@@ -125,16 +124,11 @@ def ours(data: Data, out: Path, quick: bool) -> list[Path]:
 
 
 def in_int8(data: Data, model: Path, out: Path) -> Path:
-    """The export of one of our PyTorch models after calibration alone.
-
-    In a deep model values that fall between two bytes set PyTorch and ONNX Runtime apart by almost as much as the rounding itself does, so
-    fewer dB are asked for than by `compress export`; its accuracy is measured anyway.
-    """
+    """The export of one of our PyTorch models after calibration alone."""
     length = read_model_config(model).max_length
     source = {"model": open_source(str(model), "torch")}
     made = run_stage(STAGES["quantize"], QuantizeOptions(max_length=length), source, data, out / f"{model.name}-quantized").path
-    options = ExportOptions(signal=SIGNAL)
-    return run_stage(STAGES["export"], options, {"model": open_source(str(made), "torch")}, None, out / f"{model.name}-int8").path
+    return run_stage(STAGES["export"], ExportOptions(), {"model": open_source(str(made), "torch")}, None, out / f"{model.name}-int8").path
 
 
 def without_teacher(data: Data, base: Path, out: Path, quick: bool) -> tuple[Path, Path]:

@@ -26,6 +26,7 @@ NORMS = {
 # Nodes of a model of tables: alone, what each length of n-grams or each tap adds, the way in which the table is stored, a vector's norm.
 STATIC, NGRAM, CONVOLUTION, TAP, STORED, VECTOR = 12, 11, 19, 2, {"fp32": 0, "fp16": 1, "int8": 3}, 6
 FEEDFORWARD, ROTATION, OUTSIDE, SPARE, PREFIX = {"none": 14, "mlp": 20, "glu": 22}, {"none": 0, "learned": 0, "rotary": 8}, 48, 2, 8
+SHARED = 10  # more in a layer whose heads share keys and values: each is repeated for them
 
 FIRST = "layers.0.attention.qkv"  # the projection that may be folded into the embeddings
 PINNED = "Another version of onnxruntime may have lost it: install the pinned one (constraints.txt) and export again."
@@ -80,11 +81,12 @@ def plan_of(
     kinds: Counter[str] = Counter(layer.feedforward.activation for layer in config.layers if layer.feedforward.kind != "none")
     linears = set(config.quantization.linears) if config.quantization else set()
     quantized = len(linears - {FIRST} if folded else linears)
-    plain = all(layer.attention.key_value_heads is None and not layer.attention.query_key_norm for layer in config.layers)
+    plain = all(not layer.attention.query_key_norm for layer in config.layers)
     known = plain and dense == len(config.layers) and config.positions.kind in ROTATION and here
     rotation = ROTATION.get(config.positions.kind, 0)
     prefixes = sum(PREFIX for layer in config.layers if layer.attention.kind == "dense" and layer.attention.prefix)
-    nodes = OUTSIDE + quantized + prefixes + sum(FEEDFORWARD[layer.feedforward.kind] + rotation + SPARE for layer in config.layers)
+    shared = sum(SHARED for layer in config.layers if layer.attention.key_value_heads not in (None, layer.attention.heads))
+    nodes = OUTSIDE + quantized + prefixes + shared + sum(FEEDFORWARD[layer.feedforward.kind] + rotation + SPARE for layer in config.layers)
     return Plan(
         integer=0 if symmetric else quantized,
         activations={kind: kinds[kind] for kind in ACTIVATIONS if kinds[kind] and (here or kind != "silu")},

@@ -70,11 +70,10 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         exact = options.precision == "fp32" and not (quantized and (quantized.linears or (folded and quantized.embeddings != "fp32")))
         # Rows of a folded table in fewer bits are a way of storing it, as int8 weights are: the file has to be the module that was written.
         reference = written if folded and quantized else model
-        found = parity.compare(reference, replace(predictor, single=None), pairs=pairs)
-        parity.gate(found, tolerance=options.tolerance if exact else None, signal=options.signal)
+        asked: dict[str, Any] = {"pairs": pairs, "tolerance": options.tolerance if exact else None, "signal": options.signal}
+        found = parity.checked(reference, replace(predictor, single=None), **asked)
         if alone:
-            found_alone = parity.compare(reference, predictor, pairs=pairs, single=True)
-            parity.gate(found_alone, tolerance=options.tolerance if exact else None, signal=options.signal)
+            found_alone = parity.checked(reference, predictor, single=True, **asked)
         progress(2, 3, "looking at what ONNX Runtime runs")
         # ONNX Runtime's CPU takes fp16 apart and runs TensorRT's int8 in float, a GPU does not.
         audited = as_written(file) if promised.elsewhere else audit(file)
@@ -126,7 +125,7 @@ def _one_query(options: ExportOptions, model: Encoder, folded: bool) -> bool:
 def _parity(found: parity.Parity) -> dict[str, Any]:
     return {
         "largest_difference": found.difference,
-        "least_signal_db": None if found.signal_db == float("inf") else round(found.signal_db, 1),
+        "signal_db": None if found.signal_db == float("inf") else round(found.signal_db, 1),
         "shapes": found.shapes,
         "worst_shape": list(found.worst_shape),
     }

@@ -10,7 +10,7 @@ import torch
 from export import graph
 from export.audit import audit
 from export.graph import export_graph, opset_for
-from export.parity import Parity, batch_of, compare, grid
+from export.parity import Parity, batch_of, checked, compare, grid
 from export.parity import gate as parity_gate
 from model.errors import GateError
 from tests.export.tiny_int8 import quantized
@@ -150,3 +150,28 @@ def test_noise_is_weighed_against_the_logits_of_all_shapes():
     assert compare(module, Off(module, 0.5), pairs=False).signal_db < 7
     nothing = Constant(tiny_encoder(), 0.0)
     assert compare(nothing, Off(nothing, 0.01), pairs=False).signal_db == float("-inf")
+
+
+class Touchy(torch.nn.Module):
+    """Logits of 1, which a weight that moves by a millionth moves by a thousandth."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.config, self.weight = model.config, torch.nn.Parameter(torch.ones(64, 2))
+
+    def forward(self, input_ids, attention_mask):
+        lengths = (input_ids.shape[1] + torch.arange(len(input_ids))) % 64
+        return 1 + 1000 * (self.weight[lengths] - 1)
+
+
+def test_of_a_model_that_makes_much_of_a_rounding_no_more_is_asked_than_it_keeps_of_itself():
+    int8 = {"pairs": False, "tolerance": None}
+    touchy = Touchy(tiny_encoder())
+    assert 19 < checked(touchy, Off(touchy, 0.1), signal=None, **int8).signal_db < 21
+    with pytest.raises(GateError, match=r"is 20.0 dB from PyTorch, .* \(asked: 21 dB\)"):
+        checked(touchy, Off(touchy, 0.1), signal=21, **int8)
+    with pytest.raises(GateError, match=r"is 6.0 dB from PyTorch, .* \(asked: 1\d(\.\d)? dB\)"):
+        checked(touchy, Off(touchy, 0.5), signal=None, **int8)
+    steady = Constant(tiny_encoder(), 1.0)
+    with pytest.raises(GateError, match=r"asked: 25 dB"):
+        checked(steady, Off(steady, 0.1), signal=None, **int8)

@@ -23,8 +23,8 @@ from tests.model.tiny import tiny_config, tiny_encoder
 ROTARY = {"positions": {"kind": "rotary"}, "norm": {"kind": "rmsnorm"}, "norm_first": True}
 
 
-def layers(**feedforward):
-    return {"layers": {"count": 2, "attention": {"heads": 2, "head_width": 6}, "feedforward": feedforward}}
+def layers(shared=None, **feedforward):
+    return {"layers": {"count": 2, "attention": {"heads": 2, "head_width": 6, "key_value_heads": shared}, "feedforward": feedforward}}
 
 
 def refused(file, model, opset=None):
@@ -44,6 +44,7 @@ def refused(file, model, opset=None):
         (quantized, {"early_pooling": True}),
         (quantized, layers(kind="glu", neurons=12)),
         (quantized, layers(kind="none")),
+        (quantized, layers(kind="mlp", neurons=12, shared=1)),
         (tiny_encoder, {"norm_first": True, "positions": {"kind": "none"}}),
         (tiny_encoder, layers(kind="glu", neurons=12, activation="gelu")),
         (tiny_encoder, layers(kind="mlp", neurons=12, activation="silu")),
