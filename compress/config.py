@@ -220,8 +220,8 @@ class ExportOptions(Options):
     signal: float | None = Field(
         None,
         gt=0,
-        description="Least signal-to-noise ratio in dB between PyTorch and the file (int8 and fp16 graphs; default: 25, or, of a model "
-        "that makes much of a rounding, 6 less than it keeps of itself).",
+        description="Least signal-to-noise ratio in dB between PyTorch and the file (int8 and fp16 graphs; default: 25, or as near "
+        "as the model is to itself when its weights move by a ten-thousandth).",
     )
 
 

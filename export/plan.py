@@ -85,7 +85,7 @@ def plan_of(
     known = plain and dense == len(config.layers) and config.positions.kind in ROTATION and here
     rotation = ROTATION.get(config.positions.kind, 0)
     prefixes = sum(PREFIX for layer in config.layers if layer.attention.kind == "dense" and layer.attention.prefix)
-    shared = sum(SHARED for layer in config.layers if layer.attention.key_value_heads not in (None, layer.attention.heads))
+    shared = sum(SHARED for layer in config.layers if layer.attention.keys < layer.attention.heads)
     nodes = OUTSIDE + quantized + prefixes + shared + sum(FEEDFORWARD[layer.feedforward.kind] + rotation + SPARE for layer in config.layers)
     return Plan(
         integer=0 if symmetric else quantized,

@@ -125,10 +125,16 @@ def _one_query(options: ExportOptions, model: Encoder, folded: bool) -> bool:
 def _parity(found: parity.Parity) -> dict[str, Any]:
     return {
         "largest_difference": found.difference,
-        "signal_db": None if found.signal_db == float("inf") else round(found.signal_db, 1),
+        "least_signal_db": _decibels(found.signal_db),
+        "together_db": _decibels(found.together_db),
         "shapes": found.shapes,
         "worst_shape": list(found.worst_shape),
     }
+
+
+def _decibels(ratio: float) -> float | None:
+    """None where nothing differs, for JSON."""
+    return None if ratio == float("inf") else round(ratio, 1)
 
 
 def _takes_pairs(manifest: Manifest | None, model: Model) -> bool:

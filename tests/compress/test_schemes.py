@@ -15,7 +15,7 @@ def test_from_quantize_to_audit(capsys, house, tmp_path):
     config = json.loads((tmp_path / "onnx" / "config.json").read_bytes())["alambic"]["quantization"]
     assert (config["scheme"], config["embeddings"], len(config["linears"])) == ("tensorrt", "fp32", 8)
     metrics = json.loads((tmp_path / "onnx" / "manifest.json").read_bytes())["metrics"]
-    assert metrics["tensorrt_linears"] == metrics["plan"]["symmetric"] == 8 and metrics["parity"]["signal_db"] > 25
+    assert metrics["tensorrt_linears"] == metrics["plan"]["symmetric"] == 8 and metrics["parity"]["least_signal_db"] > 25
     code, out, _ = run(capsys, "audit", tmp_path / "onnx")
     assert code == 0 and "8 of 8 quantized linears are as TensorRT takes them" in " ".join(out.split())
     assert "! This is int8 for TensorRT: on cpu 8 of its 8 quantized linears run in float" in " ".join(out.split())
