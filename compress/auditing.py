@@ -11,8 +11,7 @@ from compress.units import milliseconds, significant
 from model.artifact import Artifact
 from model.config import EncoderConfig
 from model.errors import GateError, require
-from model.kinds import read_model
-from serve.predictor import SINGLE
+from serve.predictor import SINGLE, read_models
 
 Findings = dict[str, Any]
 
@@ -26,19 +25,22 @@ def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Find
     Raises EnvironmentProblem without the extra `export` or where `provider` is not to be had.
     """
     require("export", "onnx", "onnxruntime")
-    import json
-
     import onnxruntime
 
     from export import plan
     from export.audit import ATTENTION, as_written
     from export.profile_run import SHAPES, profile
 
-    config = read_model(json.loads((artifact.path / "config.json").read_bytes())["alambic"], f"configuration of {artifact.path}")
+    configs = read_models(artifact.path)
+    config = configs[0]
     file = artifact.path / "model.onnx"
     exported = {name: artifact.manifest.options.get(name, "") or usual for name, usual in USUAL.items()}
-    folded, one_query = (bool(artifact.manifest.metrics.get(name)) for name in ("folded", "one_query"))
-    promised = plan.plan_of(config, **exported, folded=folded, one_query=one_query)
+    metrics = artifact.manifest.metrics
+    promises = []
+    for one, made in zip(configs, (metrics, *metrics.get("also", ())), strict=True):
+        folded, one_query = (bool(made.get(name)) for name in ("folded", "one_query"))
+        promises.append(plan.plan_of(one, **exported, folded=folded, one_query=one_query))
+    promised = plan.together(promises)
     audited, profiled = profile(file, vocabulary=config.vocabulary, longest=config.max_length, provider=provider, threads=threads)
     # The CPU takes fp16 apart, and only TensorRT runs its own int8 as integers.
     judged = as_written(file) if promised.elsewhere and (provider == "cpu" or promised.symmetric) else audited
@@ -63,7 +65,7 @@ def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Find
             "float_linears": audited.float,
             "symmetric_linears": judged.symmetric,
             "fused_attention": audited.count(*ATTENTION),
-            "layers": len(config.layers) if isinstance(config, EncoderConfig) else 0,
+            "layers": sum(len(one.layers) for one in configs if isinstance(one, EncoderConfig)),
             "casts": audited.casts,
             "copies": audited.copies,
             "fallen_back": len(profiled.fallen),

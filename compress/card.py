@@ -79,10 +79,12 @@ def write_card(
     lines += [f"- options: {', '.join(f'{name} {value}' for name, value in options.items())}", ""]
     if line:
         steps = [_step(digest, known, base) for digest, known in reversed(line)]
+        others = [f"`{parents[role][:12]}`" for role in numbered("also", parents)] if stage == "export" else []
+        together = f", the mean of what it and {', '.join(others)} say" if others else ""
         lines += [
             "## Where it comes from",
             "",
-            *(f"{number}. {step}" for number, step in enumerate([*steps, f"{DID[stage]}: this model"], 1)),
+            *(f"{number}. {step}" for number, step in enumerate([*steps, f"{DID[stage]}{together}: this model"], 1)),
             "",
         ]
     return "\n".join([*lines, USE[kind].format(name="DIRECTORY"), ""])

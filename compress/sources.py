@@ -31,22 +31,23 @@ class Source:
         return self.artifact
 
 
-STUDENTS = {"static": "width", "convolution": "channels"}
-"""Kind of a student without layers → the parameter that its size is."""
+STUDENTS = {"static": ("width", "neurons"), "convolution": ("channels", "neurons")}
+"""Kind of a student without layers → the parameters that its sizes are."""
 
 
 def student_values(source: Source) -> dict[str, Any]:
-    """The configuration of a student that is named in a word with a size (`convolution:256`) or written in a JSON file.
+    """The configuration of a student that is named in a word with its sizes (`convolution:128:64`) or written in a JSON file.
 
     Raises ConfigError if it can be neither.
     """
     if source.path.is_file():
         return configuration(source.path)
-    kind, colon, size = source.name.partition(":")
-    if colon and (not size.isdecimal() or not int(size)):
-        what = f"{source.name!r} is no student: the size of {kind} is a number, its {STUDENTS[kind]}."
-        raise ConfigError(what, "Write it as static:128 or convolution:256.")
-    return {"kind": kind, **({STUDENTS[kind]: int(size)} if colon else {})}
+    kind, *sizes = source.name.split(":")
+    names = STUDENTS[kind]
+    if len(sizes) > len(names) or not all(size.isdecimal() and int(size) for size in sizes):
+        what = f"{source.name!r} is no student: the sizes of {kind} are numbers, its {' and its '.join(names)}."
+        raise ConfigError(what, "Write it as static:128, convolution:256 or convolution:128:64.")
+    return {"kind": kind, **{name: int(size) for name, size in zip(names, sizes, strict=False)}}
 
 
 def configuration(path: Path) -> dict[str, Any]:
@@ -63,7 +64,11 @@ def configuration(path: Path) -> dict[str, Any]:
 
 def open_sources(kinds: Mapping[str, Kind | None], paths: Mapping[str, str]) -> dict[str, Source]:
     """Open each role's path, verified and of the kind that the role wants (None: anything that `open_source` knows)."""
-    return {role: _open_student(path) if role == "student" else open_source(path, kinds.get(role)) for role, path in paths.items()}
+    found = {}
+    for role, path in paths.items():
+        kind = kinds.get(role, kinds.get(re.sub(r"-\d+$", "", role)))  # one of `several`
+        found[role] = _open_student(path) if role == "student" else open_source(path, kind)
+    return found
 
 
 def _open_student(value: str) -> Source:

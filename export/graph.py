@@ -104,10 +104,14 @@ def _integer_biases(model: ModelProto) -> None:
         return node if node is not None and node.op_type == "DequantizeLinear" else None
 
     nodes: list[NodeProto] = []
+    stems: set[str] = set()
     for node in graph.node:
         activation, weight = (dequantized(name) for name in node.input[:2]) if node.op_type == "Gemm" else (None, None)
         if activation is not None and weight is not None and (len(node.input) == 2 or node.input[2] in constants):
             stem = node.input[2] if len(node.input) > 2 else f"{node.output[0]}_bias"
+            if stem in stems:  # the exporter keeps one of two equal biases, whose linears have scales of their own
+                stem = f"{node.output[0]}_bias"
+            stems.add(stem)
             if len(weight.input) == 2:
                 rows = constants[weight.input[1]].dims
                 graph.initializer.append(numpy_helper.from_array(np.zeros(rows, np.int8), f"{stem}_weight_zero"))

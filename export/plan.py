@@ -4,7 +4,7 @@ A lost fusion or a linear that fell back to float gives the same answers, only l
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,28 @@ def plan_of(
         nodes=nodes if known else None,
         symmetric=quantized if symmetric else 0,
         elsewhere=not here,
+    )
+
+
+def together(plans: Sequence[Plan]) -> Plan:
+    """What is promised of one graph of several models, which gives their mean; of norms, those of one kind."""
+    if len(plans) == 1:
+        return plans[0]
+    norm = next((plan.norm for plan in plans if plan.norms), "")
+    activations: Counter[str] = Counter()
+    for plan in plans:
+        activations.update(plan.activations)
+    limits = [plan.nodes for plan in plans if plan.nodes is not None]
+    return Plan(
+        integer=sum(plan.integer for plan in plans),
+        activations=dict(activations),
+        norm=norm,
+        norms=sum(plan.norms for plan in plans if plan.norm == norm),
+        scores=sum(plan.scores for plan in plans),
+        attention=sum(plan.attention for plan in plans),
+        nodes=sum(limits) + len(plans) if len(limits) == len(plans) else None,  # and the sums, and what divides them
+        symmetric=sum(plan.symmetric for plan in plans),
+        elsewhere=any(plan.elsewhere for plan in plans),
     )
 
 

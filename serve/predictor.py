@@ -109,13 +109,20 @@ def open_predictor(
     return unsealed_predictor(artifact.path, artifact.manifest.labels, provider, threads, allow_fallback, settings)
 
 
+def read_models(directory: Path) -> list[ModelConfig]:
+    """The configuration in the directory of a model, and those of all others whose mean its file gives (see export/ensemble.py)."""
+    path = directory / "config.json"
+    content = json.loads(path.read_bytes())
+    return [read_model(values, f"model configuration in {path}") for values in (content["alambic"], *content.get("also", ()))]
+
+
 def read_encoder(directory: Path) -> tuple[ModelConfig, str]:
-    """The encoder's configuration in the directory of a model, and the precision of its file: "int8", "fp16" or "fp32"."""
-    content = json.loads((directory / "config.json").read_bytes())
-    config = read_model(content["alambic"], f"model configuration in {directory / 'config.json'}")
-    if config.quantization and config.quantization.integers:
-        return config, "int8"
-    return config, "fp16" if content.get("dtype") == "float16" else "fp32"
+    """The (first) configuration in the directory of a model, and the precision of its file: "int8", "fp16" or "fp32"."""
+    configs = read_models(directory)
+    if any(config.quantization and config.quantization.integers for config in configs):
+        return configs[0], "int8"
+    dtype = json.loads((directory / "config.json").read_bytes()).get("dtype")
+    return configs[0], "fp16" if dtype == "float16" else "fp32"
 
 
 def unsealed_predictor(
@@ -130,7 +137,7 @@ def unsealed_predictor(
     config, precision = read_encoder(directory)
     tokenizer = open_tokenizer(directory, config.max_length)
     if provider == "tensorrt":  # which would build an engine first, for minutes
-        _runs_int8(directory, config, provider)
+        _runs_int8(directory, provider)
     task = config.head.kind
     labels = names_of(config, tokenizer, labels)
     width = config.vector_width if task == "embedding" else len(labels)
@@ -147,7 +154,7 @@ def unsealed_predictor(
         session = Later(lambda: batched()[0])
     else:
         session, used, inputs = batched()
-    _runs_int8(directory, config, used)
+    _runs_int8(directory, used)
     return OrtPredictor(session, inputs, tokenizer, tuple(labels), used, precision, task, single=single)
 
 
@@ -215,10 +222,10 @@ def predict(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | N
     return [decode(row, predictor.labels, text) for row, text in zip(scores(predictor, texts, pairs, batch_size), texts, strict=True)]
 
 
-def _runs_int8(directory: Path, config: ModelConfig, provider: str) -> None:
-    """Raise ConfigError if the linears are quantized and `provider` has no kernels for their scheme."""
-    quantization = config.quantization
-    if provider == "cpu" or not quantization or not quantization.linears or (provider, quantization.scheme) == ("tensorrt", "tensorrt"):
+def _runs_int8(directory: Path, provider: str) -> None:
+    """Raise ConfigError if linears are quantized and `provider` has no kernels for their scheme."""
+    schemes = {config.quantization.scheme for config in read_models(directory) if config.quantization and config.quantization.linears}
+    if provider == "cpu" or not schemes - ({"tensorrt"} if provider == "tensorrt" else set()):
         return
     hint = "On a GPU run the fp32 model that it was quantized from, exported in fp16, or quantized with --scheme tensorrt by ort-tensorrt."
     raise ConfigError(f"{directory} is int8, {NO_INT8[provider]}.", hint)

@@ -4,16 +4,17 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from compress.bases import open_whole
 from compress.config import ExportOptions
 from compress.progress import bar
-from compress.sources import Source, place_of
+from compress.sources import Source, numbered, place_of
 from compress.stage import Result, Workspace
 from export import parity, plan
 from export.audit import as_written, audit
+from export.ensemble import check_members, ensemble
 from export.first_token import one_query
 from export.folding import clamp, fold
 from export.graph import export_graph, opset_for
@@ -27,6 +28,7 @@ from model.checkpoint import write_config
 from model.config import EncoderConfig
 from model.encoder import Encoder
 from model.errors import ConfigError
+from model.kinds import ModelConfig
 from model.tokenizer import open_tokenizer
 from serve.predictor import GRAPH, SINGLE, OrtPredictor, unsealed_predictor
 
@@ -37,39 +39,32 @@ PROBLEMS = {"classification": "single_label_classification", "multilabel": "mult
 
 def run(options: ExportOptions, sources: Mapping[str, Source], data: None, workspace: Workspace) -> Result:
     """See compress.stage."""
-    source = sources["model"]
-    manifest = source.artifact.manifest if source.artifact else None
+    used = [sources["model"], *(sources[role] for role in numbered("also", sources))]
+    manifests = [source.artifact.manifest if source.artifact else None for source in used]
     with bar("exporting") as progress:
-        model, labels = open_whole(source, place_of(sources))
-        model = as_run(model)
-        pairs = _takes_pairs(manifest, model)
+        opened = [open_whole(source, place_of(sources)) for source in used]
+        models, labels = [as_run(model) for model, _ in opened], opened[0][1]
+        configs = [model.config for model in models]
+        tokenizers = [open_tokenizer(source.path, config.max_length) for source, config in zip(used, configs, strict=True)]
+        check_members(models, [named for _, named in opened], tokenizers, [str(source.path) for source in used])
+        pairs = _takes_pairs(manifests[0], models[0])
         file, single = workspace.artifact / GRAPH, workspace.artifact / SINGLE
-        folded = _folds(options, model, pairs)
-        written = with_ort_attention(model) if options.attention == "ort" else clamp(model)
-        first = False
-        if isinstance(written, Encoder) and _one_query(options, written, folded):
-            before, written = written, one_query(written)
-            first = written is not before
-        if folded:
-            stored = model.config.quantization.embeddings if model.config.quantization else "fp32"
-            written = fold(as_encoder(written, source.path, "to fold"), stored)
-        opset = options.opset or opset_for(model)
-        export_graph(written, file, opset=opset, pairs=pairs)
-        rewrites = {"folded": folded, "one_query": first}
-        promised = plan.plan_of(model.config, attention=options.attention, precision=options.precision, **rewrites)
-        alone = options.single and model.config.maskless and options.attention == "standard" and not promised.elsewhere
+        parts = [_part(options, model, pairs) for model in models]
+        opset = options.opset or max(opset_for(model) for model in models)
+        export_graph(ensemble([part.written for part in parts]), file, opset=opset, pairs=pairs)
+        promised = plan.together([part.promised for part in parts])
+        maskless = all(config.maskless for config in configs)
+        alone = options.single and maskless and options.attention == "standard" and not promised.elsewhere
         if alone:
-            export_graph(one_text(written), single, opset=opset, pairs=pairs, single=True)
+            export_graph(ensemble([one_text(part.written) for part in parts]), single, opset=opset, pairs=pairs, single=True)
             share_weights(single, file)
-        kept = to_half(file, parity.batches(model.config, pairs=pairs)) if options.precision == "fp16" else []
+        kept = to_half(file, parity.batches(configs[0], pairs=pairs)) if options.precision == "fp16" else []
         progress(1, 3, "comparing with PyTorch")
-        _describe(model, workspace, labels, options.precision)
-        open_tokenizer(source.path, model.config.max_length).save(workspace.artifact)
+        _describe(configs, workspace, labels, options.precision)
+        tokenizers[0].save(workspace.artifact)
         predictor = unsealed_predictor(workspace.artifact, labels)
-        quantized = model.config.quantization
-        exact = options.precision == "fp32" and not (quantized and (quantized.linears or (folded and quantized.embeddings != "fp32")))
-        # Rows of a folded table in fewer bits are a way of storing it, as int8 weights are: the file has to be the module that was written.
-        reference = written if folded and quantized else model
+        exact = options.precision == "fp32" and all(part.exact for part in parts)
+        reference = ensemble([part.reference for part in parts])
         asked: dict[str, Any] = {"pairs": pairs, "tolerance": options.tolerance if exact else None, "signal": options.signal}
         found = parity.checked(reference, replace(predictor, single=None), **asked)
         if alone:
@@ -81,23 +76,66 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         if alone:
             audited_alone = audit(single)
             plan.gate(promised, audited_alone, single)
-    linears = sum(
-        name.startswith("layers.") and name.endswith(".weight") and value.dim() == 2 for name, value in written.state_dict().items()
-    )
     metrics: dict[str, Any] = {
-        "integer_linears": {"integer": audited.integer, "total": linears},
+        "integer_linears": {"integer": audited.integer, "total": sum(part.linears for part in parts)},
         "operators": audited.operators,
         "nodes": audited.nodes,
         **({"tensorrt_linears": audited.symmetric} if promised.symmetric else {}),
         **({"fp32_nodes": kept} if options.precision == "fp16" else {}),
         "plan": asdict(promised),
-        **rewrites,
+        **parts[0].rewrites,
+        **({"also": [part.rewrites for part in parts[1:]]} if parts[1:] else {}),
         "parity": _parity(found),
         **({"single": {"nodes": audited_alone.nodes, "parity": _parity(found_alone)}} if alone else {}),
         "ort_ms": _latency_ms(predictor, pairs),
-        **{name: manifest.metrics[name] for name in ("validation", "parameters") if manifest and name in manifest.metrics},
+        **_known(manifests),
     }
-    return Result(model.config.head.kind, labels, metrics)
+    return Result(configs[0].head.kind, labels, metrics)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model in the form in which its graph is `written`, what that promises, and which of the `rewrites` were made.
+
+    The file is compared with `reference`, to the last bits of fp32 if it is `exact`.
+    """
+
+    written: Model
+    reference: Model
+    promised: plan.Plan
+    rewrites: dict[str, bool]
+    exact: bool
+
+    @property
+    def linears(self) -> int:
+        """Linears of its layers."""
+        weights = self.written.state_dict().items()
+        return sum(name.startswith("layers.") and name.endswith(".weight") and value.dim() == 2 for name, value in weights)
+
+
+def _part(options: ExportOptions, model: Model, pairs: bool) -> Part:
+    folded = _folds(options, model, pairs)
+    written = with_ort_attention(model) if options.attention == "ort" else clamp(model)
+    first = False
+    if isinstance(written, Encoder) and _one_query(options, written, folded):
+        before, written = written, one_query(written)
+        first = written is not before
+    quantized = model.config.quantization
+    if folded:
+        written = fold(as_encoder(written, "This", "to fold"), quantized.embeddings if quantized else "fp32")
+    rewrites = {"folded": folded, "one_query": first}
+    promised = plan.plan_of(model.config, attention=options.attention, precision=options.precision, **rewrites)
+    exact = not (quantized and (quantized.linears or (folded and quantized.embeddings != "fp32")))
+    # Rows of a folded table in fewer bits are a way of storing it, as int8 weights are: the file has to be the module that was written.
+    return Part(written, written if folded and quantized else model, promised, rewrites, exact)
+
+
+def _known(manifests: list[Manifest | None]) -> dict[str, Any]:
+    """What is known of the file from what it is made of: the sum of the parameters, and the quality of one model alone."""
+    metrics = [manifest.metrics if manifest else {} for manifest in manifests]
+    quality = {"validation": metrics[0]["validation"]} if len(metrics) == 1 and "validation" in metrics[0] else {}
+    counted = all("parameters" in known for known in metrics)
+    return {**quality, **({"parameters": sum(known["parameters"] for known in metrics)} if counted else {})}
 
 
 def _folds(options: ExportOptions, model: Model, pairs: bool) -> bool:
@@ -144,9 +182,12 @@ def _takes_pairs(manifest: Manifest | None, model: Model) -> bool:
     return together and bool(known) and model.config.typed
 
 
-def _describe(model: Model, workspace: Workspace, labels: list[str], precision: str) -> None:
-    """config.json as transformers and Optimum read it: an encoder's sizes, labels and type under the names of BERT, ours beside them."""
-    config = model.config
+def _describe(configs: list[ModelConfig], workspace: Workspace, labels: list[str], precision: str) -> None:
+    """config.json as transformers and Optimum read it: an encoder's sizes, labels and type under the names of BERT, ours beside them.
+
+    Of several models it describes the first, and the `also` of the others are beside its own.
+    """
+    config = configs[0]
     write_config(workspace.artifact, config, labels, "bert" if isinstance(config, EncoderConfig) else "alambic")
     path = workspace.artifact / "config.json"
     sizes: dict[str, Any] = {
@@ -158,8 +199,9 @@ def _describe(model: Model, workspace: Workspace, labels: list[str], precision: 
     if isinstance(config, EncoderConfig):
         layers = {"num_hidden_layers": len(config.layers), "num_attention_heads": config.layers[0].attention.heads}
         sizes |= {**layers, "type_vocab_size": config.token_types}
-    problem = PROBLEMS.get(model.config.head.kind)
-    values = json.loads(path.read_bytes()) | sizes | ({"problem_type": problem} if problem else {})
+    problem = PROBLEMS.get(config.head.kind)
+    others = {"also": [other.model_dump(mode="json") for other in configs[1:]]} if configs[1:] else {}
+    values = json.loads(path.read_bytes()) | sizes | ({"problem_type": problem} if problem else {}) | others
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

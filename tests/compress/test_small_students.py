@@ -142,7 +142,9 @@ def test_words_that_name_no_student(house, tmp_path):
     error = refused("distill", house / "teacher", "--student", "bag", *given)
     assert error.message == "There is no student 'bag'." and "convolution:256" in error.hint
     error = refused("distill", house / "teacher", "--student", "static:wide", *given)
-    assert error.message == "'static:wide' is no student: the size of static is a number, its width."
+    assert error.message == "'static:wide' is no student: the sizes of static are numbers, its width and its neurons."
+    error = refused("distill", house / "teacher", "--student", "convolution:8:4:2", *given)
+    assert error.message.startswith("'convolution:8:4:2' is no student") and "convolution:128:64" in error.hint
     error = refused("distill", house / "teacher", "--student", "static", "--hidden-states", "tokens", *given)
     assert error.message == "A static student has no states of its tokens."
     error = refused("distill", house / "teacher", "--student", house / "encoder.json", *given)
@@ -150,9 +152,11 @@ def test_words_that_name_no_student(house, tmp_path):
 
 
 def test_a_word_is_known_by_its_digest():
-    one, other = (open_sources({"student": None}, {"student": word})["student"] for word in ("static", "static:64"))
+    words = ("static", "static:64", "convolution:128:64")
+    one, other, both = (open_sources({"student": None}, {"student": word})["student"] for word in words)
     assert student_values(one) == {"kind": "static"} and student_values(other) == {"kind": "static", "width": 64}
-    assert one.digest != other.digest
+    assert student_values(both) == {"kind": "convolution", "channels": 128, "neurons": 64}
+    assert len({one.digest, other.digest, both.digest}) == 3
 
 
 def test_components_keep_what_they_can_of_the_table():
