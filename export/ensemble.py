@@ -5,6 +5,7 @@ Models of different kinds are wrong about different texts, so that a convolution
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,26 +42,40 @@ def ensemble(members: Sequence[Model]) -> Model:
     return made
 
 
-def check_members(models: Sequence[Model], labels: Sequence[Sequence[str]], tokenizers: Sequence[Tokenizer], names: Sequence[str]) -> None:
-    """Raise ConfigError for a model, by its name, that answers another question than the first, reads other tokens or runs elsewhere."""
-    first = models[0].config
-    if len(models) > 1 and first.head.kind not in MEANT:
-        raise ConfigError(f"Of the outputs of models for {first.head.kind} there is no mean.", f"--also is for {', '.join(MEANT)}.")
-    for model, named, tokenizer, name in zip(models[1:], labels[1:], tokenizers[1:], names[1:], strict=True):
-        if (model.config.head.kind, list(named)) != (first.head.kind, list(labels[0])):
-            what = f"{name} has other labels ({', '.join(named[:8])}) than {names[0]} ({', '.join(labels[0][:8])})"
+@dataclass(frozen=True)
+class Member:
+    """A model that is to be one of several, with its labels and its tokenizer; `name` is what an error calls it."""
+
+    model: Model
+    labels: Sequence[str]
+    tokenizer: Tokenizer
+    name: str
+
+
+def check_members(members: Sequence[Member]) -> None:
+    """Raise ConfigError for a member, by its name, that answers another question than the first, reads other tokens or runs elsewhere."""
+    first, *others = members
+    task = first.model.config.head.kind
+    if others and task not in MEANT:
+        raise ConfigError(f"Of the outputs of models for {task} there is no mean.", f"--also is for {', '.join(MEANT)}.")
+    for member in others:
+        if (member.model.config.head.kind, list(member.labels)) != (task, list(first.labels)):
+            what = f"{member.name} has other labels ({', '.join(member.labels[:8])}) than {first.name} ({', '.join(first.labels[:8])})"
             raise ConfigError(f"{what}: their outputs have no mean.", "Give models of the same data.")
-        if (tokenizer.digest, tokenizer.max_length, tokenizer.typed) != (
-            tokenizers[0].digest,
-            tokenizers[0].max_length,
-            tokenizers[0].typed,
-        ):
+        if _reads(member.tokenizer) != _reads(first.tokenizer):
             raise ConfigError(
-                f"{name} does not read the tokens that {names[0]} reads, or not as many of them.",
+                f"{member.name} does not read the tokens that {first.name} reads, or not as many of them.",
                 "Distill both with the same --vocabulary and --max-length, on the same texts.",
             )
-        if _scheme(model.config) != _scheme(first) and "tensorrt" in (_scheme(model.config), _scheme(first)):
-            raise ConfigError(f"Of {name} and {names[0]} only one is quantized for TensorRT.", "Quantize both with the same --scheme.")
+        schemes = {_scheme(member.model.config), _scheme(first.model.config)}
+        if len(schemes) > 1 and "tensorrt" in schemes:
+            raise ConfigError(
+                f"Of {member.name} and {first.name} only one is quantized for TensorRT.", "Quantize both with the same --scheme."
+            )
+
+
+def _reads(tokenizer: Tokenizer) -> tuple[object, ...]:
+    return tokenizer.digest, tokenizer.max_length, tokenizer.typed
 
 
 def _scheme(config: ModelConfig) -> str:

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from compress.bases import open_whole
@@ -14,7 +15,7 @@ from compress.sources import Source, numbered, place_of
 from compress.stage import Result, Workspace
 from export import parity, plan
 from export.audit import as_written, audit
-from export.ensemble import check_members, ensemble
+from export.ensemble import Member, check_members, ensemble
 from export.first_token import one_query
 from export.folding import clamp, fold
 from export.graph import export_graph, opset_for
@@ -42,11 +43,10 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
     used = [sources["model"], *(sources[role] for role in numbered("also", sources))]
     manifests = [source.artifact.manifest if source.artifact else None for source in used]
     with bar("exporting") as progress:
-        opened = [open_whole(source, place_of(sources)) for source in used]
-        models, labels = [as_run(model) for model, _ in opened], opened[0][1]
+        members = [_member(source, place_of(sources)) for source in used]
+        check_members(members)
+        models, labels = [member.model for member in members], list(members[0].labels)
         configs = [model.config for model in models]
-        tokenizers = [open_tokenizer(source.path, config.max_length) for source, config in zip(used, configs, strict=True)]
-        check_members(models, [named for _, named in opened], tokenizers, [str(source.path) for source in used])
         pairs = _takes_pairs(manifests[0], models[0])
         file, single = workspace.artifact / GRAPH, workspace.artifact / SINGLE
         parts = [_part(options, model, pairs) for model in models]
@@ -61,7 +61,7 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         kept = to_half(file, parity.batches(configs[0], pairs=pairs)) if options.precision == "fp16" else []
         progress(1, 3, "comparing with PyTorch")
         _describe(configs, workspace, labels, options.precision)
-        tokenizers[0].save(workspace.artifact)
+        members[0].tokenizer.save(workspace.artifact)
         predictor = unsealed_predictor(workspace.artifact, labels)
         exact = options.precision == "fp32" and all(part.exact for part in parts)
         reference = ensemble([part.reference for part in parts])
@@ -91,6 +91,12 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         **_known(manifests),
     }
     return Result(configs[0].head.kind, labels, metrics)
+
+
+def _member(source: Source, backbone: Path | None) -> Member:
+    model, labels = open_whole(source, backbone)
+    model = as_run(model)
+    return Member(model, labels, open_tokenizer(source.path, model.config.max_length), str(source.path))
 
 
 @dataclass(frozen=True)

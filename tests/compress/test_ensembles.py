@@ -73,10 +73,7 @@ def test_what_cannot_be_together_is_refused_in_one_line(house, beside, tmp_path)
 
 
 def test_tags_have_no_mean(house, tmp_path):
-    rows = [
-        {"tokens": ["a", "good", *"film"[: 1 + number % 4], str(number)], "tags": ["O", "B-X", *"OOOO"[: 1 + number % 4], "O"]}
-        for number in range(60)
-    ]
+    rows = [{"tokens": ["a", "good", str(number)], "tags": ["O", "B-X", "O"]} for number in range(60)]
     (tmp_path / "tags.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     base = ("--base", house / "encoder.json", "--tokenizer", house / "tokenizer")
     invoke("train", tmp_path / "tags.jsonl", *base, *FAST[:-4], "--epochs", "0.2", "--out", tmp_path / "tagger")
