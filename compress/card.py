@@ -79,7 +79,7 @@ def write_card(
     lines += [f"- options: {', '.join(f'{name} {value}' for name, value in options.items())}", ""]
     if line:
         steps = [_step(digest, known, base) for digest, known in reversed(line)]
-        others = [f"`{parents[role][:12]}`" for role in numbered("also", parents)] if stage == "export" else []
+        others = [f"`{parents[role][:12]}`" for role in numbered("also", parents)] if parents and stage == "export" else []
         together = f", the mean of what it and {', '.join(others)} say" if others else ""
         lines += [
             "## Where it comes from",
