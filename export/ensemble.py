@@ -24,11 +24,14 @@ class Ensemble(nn.Module):
     def __init__(self, members: Sequence[Model]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        typed = [member.config.typed for member in members]
+        self.typed = typed if any(typed) else [True] * len(typed)  # where none knows types, each says so
         self.config: ModelConfig = members[0].config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
-        """As each of its members."""
-        first, *others = [member(input_ids, attention_mask, token_type_ids) for member in self.members]
+        """As each of its members; types of tokens are for those that know them."""
+        types = [token_type_ids if typed else None for typed in self.typed]
+        first, *others = [member(input_ids, attention_mask, own) for member, own in zip(self.members, types, strict=True)]
         total: Tensor = first
         for other in others:
             total = total + other

@@ -47,7 +47,7 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         check_members(members)
         models, labels = [member.model for member in members], list(members[0].labels)
         configs = [model.config for model in models]
-        pairs = _takes_pairs(manifests[0], models[0])
+        pairs = any(_takes_pairs(manifest, model) for manifest, model in zip(manifests, models, strict=True))  # a table asks for no types
         file, single = workspace.artifact / GRAPH, workspace.artifact / SINGLE
         parts = [_part(options, model, pairs) for model in models]
         opset = options.opset or max(opset_for(model) for model in models)

@@ -53,6 +53,18 @@ def test_its_graph_gives_the_same_and_runs_as_planned(tmp_path, single):
     gate(together([plan_of(one.config) for one in used]), audit(tmp_path / "model.onnx"), tmp_path / "model.onnx")
 
 
+def test_types_of_tokens_are_for_those_that_know_them(tmp_path):
+    _, *tables = members()
+    encoder = tiny_encoder(token_types=2)
+    model = Ensemble([*tables, encoder])
+    export_graph(model, tmp_path / "model.onnx", opset=20, pairs=True)
+    assert parity.compare(model, Session(tmp_path / "model.onnx"), pairs=True).difference < 1e-5
+    ids, mask = batch([9, 4])
+    types = torch.zeros_like(ids)
+    types[:, 3:] = 1
+    assert not torch.allclose(model(ids, mask, types), model(ids, mask))
+
+
 def test_integers_are_promised_of_all_together_even_of_twins(tmp_path):
     """Of equal biases the exporter keeps one."""
     one, other = quantized(), quantized()
