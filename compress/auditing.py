@@ -37,7 +37,7 @@ def examine(artifact: Artifact, provider: str = "cpu", threads: int = 1) -> Find
     exported = {name: artifact.manifest.options.get(name, "") or usual for name, usual in USUAL.items()}
     metrics = artifact.manifest.metrics
     promises = []
-    for one, made in zip(configs, (metrics, *metrics.get("also", ())), strict=True):
+    for one, made in zip(configs, (metrics, *metrics.get("ensemble", ())), strict=True):
         folded, one_query = (bool(made.get(name)) for name in ("folded", "one_query"))
         promises.append(plan.plan_of(one, **exported, folded=folded, one_query=one_query))
     promised = plan.together(promises)

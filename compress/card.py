@@ -47,7 +47,8 @@ def write_card(
 
     `parents` (role → digest) and `ancestors` (digest → summary) are the manifest's. What is not known, such as a license, is left out.
     """
-    line = list(_line(parents or {}, ancestors or {})) if kind != "report" else []
+    parents = parents or {}
+    line = list(_line(parents, ancestors or {})) if kind != "report" else []
     base = _base(line)
     quality = {name: value for name, value in metrics.get("validation", {}).items() if isinstance(value, float)}
     pipeline = PIPELINES.get(task, "text-classification")
@@ -79,7 +80,7 @@ def write_card(
     lines += [f"- options: {', '.join(f'{name} {value}' for name, value in options.items())}", ""]
     if line:
         steps = [_step(digest, known, base) for digest, known in reversed(line)]
-        others = [f"`{parents[role][:12]}`" for role in numbered("also", parents)] if parents and stage == "export" else []
+        others = [f"`{parents[role][:12]}`" for role in numbered("ensemble", parents)]
         together = f", the mean of what it and {', '.join(others)} say" if others else ""
         lines += [
             "## Where it comes from",

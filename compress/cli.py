@@ -42,7 +42,7 @@ EXAMPLES = {
         compress quantize runs/pruned --data tweets --scheme tensorrt --out runs/for-tensorrt""",
     "export": """\b
         compress export runs/quantized --out runs/onnx
-        compress export runs/quantized --also runs/convolution-int8 --out runs/together
+        compress export runs/quantized --ensemble runs/convolution-int8 --out runs/together
         compress export runs/teacher --precision fp16 --attention ort --out runs/gpu""",
     "benchmark": """\b
         compress benchmark runs/teacher runs/onnx --data tweets --out runs/report
@@ -184,9 +184,7 @@ def _stage_command(name: str) -> None:
             command = click.argument(role, nargs=-1 if role in stage.repeated else 1, required=True)(command)
         else:
             many = role in stage.repeated
-            command = click.option(f"--{role}", required=not optional, multiple=many, help=ROLES.get(f"{name} {role}", ROLES.get(role)))(
-                command
-            )
+            command = click.option(f"--{role}", required=not optional, multiple=many, help=ROLES[role])(command)
     if name == "train":
         command = click.argument("data")(command)
     cli.command(name, help=SUMMARIES[name], epilog=_epilog(EXAMPLES[name]))(command)
@@ -199,7 +197,7 @@ ROLES = {
     "backbone": "Where the backbone of a prefix is now, if it is not where it was.",
     "teacher": "What the model learns from while it recovers: an artifact, or a directory or hub id of a classifier of transformers.",
     "also": "Another teacher of the same labels, again and again: what is learnt is the mean of what all say (an ensemble).",
-    "export also": "Another model of the same labels and tokens, again and again: the file gives the mean of all (an ensemble).",
+    "ensemble": "Another model of the same labels and tokens, again and again: the file gives the mean of what all say.",
     "student": "A student without layers (static[:WIDTH[:NEURONS]], convolution[:CHANNELS[:NEURONS]], a JSON configuration), or an "
     "artifact that goes on.",
 }

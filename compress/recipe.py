@@ -217,7 +217,7 @@ def _step(table: dict[str, Any], where: str, before: list[Step], seed: int | Non
         if value is not None:
             paths = [str(item) for item in (value if isinstance(value, list) else [value])]
             if role not in stage.repeated and len(paths) > 1:
-                raise ConfigError(f"{where}: {role} is a list; {name} takes one.", "Give one, and the others as `also`.")
+                raise ConfigError(f"{where}: {role} is a list; {name} takes one.", "Give one, or `also` for more teachers.")
             sources |= several(role, paths) if role in stage.repeated else {role: paths[0]}
     _known(table, {"run", "out", *_keys(name)}, where)
     again = seed is not None and "seed" in stage.options.model_fields and "seed" not in table

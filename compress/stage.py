@@ -112,7 +112,7 @@ STAGES = {
         Stage("distill", config.DistillOptions, "torch", {"teacher": None, "base?": None, "student?": None, **_TAUGHT}, True, _TRAIN),
         Stage("prune", config.PruneOptions, "torch", {"model": "torch", "teacher?": None, **_TAUGHT}, True, _TRAIN),
         Stage("quantize", config.QuantizeOptions, "torch", {"model": "torch", "teacher?": None, **_TAUGHT}, True, _QUANTIZE),
-        Stage("export", config.ExportOptions, "onnx", {"model": "torch", "also*": "torch", **_MOVED}, False, _EXPORT),
+        Stage("export", config.ExportOptions, "onnx", {"model": "torch", "ensemble*": "torch", **_MOVED}, False, _EXPORT),
         Stage("benchmark", config.BenchmarkOptions, "report", {"models+": None}, True, _REPORT),
     )
 }

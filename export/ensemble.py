@@ -60,7 +60,7 @@ def check_members(members: Sequence[Member]) -> None:
     first, *others = members
     task = first.model.config.head.kind
     if others and task not in MEANT:
-        raise ConfigError(f"Of the outputs of models for {task} there is no mean.", f"--also is for {', '.join(MEANT)}.")
+        raise ConfigError(f"Of the outputs of models for {task} there is no mean.", f"--ensemble is for {', '.join(MEANT)}.")
     for member in others:
         if (member.model.config.head.kind, list(member.labels)) != (task, list(first.labels)):
             what = f"{member.name} has other labels ({', '.join(member.labels[:8])}) than {first.name} ({', '.join(first.labels[:8])})"

@@ -36,7 +36,7 @@ PINNED = "Another version of onnxruntime may have lost it: install the pinned on
 class Plan:
     """What is promised of a graph.
 
-    `integer` linears run as integers; each of the `activations` (kind → number) and each of the `norms` of kind `norm` is one node; the
+    `integer` linears run as integers; each of the `activations` and each of the `norms` (kind → number) is one node; the
     product q kᵀ of `scores` layers is one node with its transposition and scale, or the whole attention of `attention` layers is; there
     are at most `nodes` nodes, None where no limit is known for the kinds of this configuration. `symmetric` linears are in the form that
     TensorRT runs as integers. A file for `elsewhere`, a GPU, is judged as it was written: nobody can say here what becomes of it there.
@@ -44,8 +44,7 @@ class Plan:
 
     integer: int
     activations: dict[str, int]
-    norm: str
-    norms: int
+    norms: dict[str, int]
     scores: int
     attention: int
     nodes: int | None
@@ -76,7 +75,7 @@ def plan_of(
     here = precision == "fp32" and not symmetric
     if not isinstance(config, EncoderConfig):
         nodes = _table_nodes(config)
-        return Plan(0, {}, norm="", norms=0, scores=0, attention=0, nodes=nodes if here else None)
+        return Plan(0, {}, {}, scores=0, attention=0, nodes=nodes if here else None)
     dense = sum(layer.attention.kind == "dense" for layer in config.layers)
     kinds: Counter[str] = Counter(layer.feedforward.activation for layer in config.layers if layer.feedforward.kind != "none")
     linears = set(config.quantization.linears) if config.quantization else set()
@@ -90,8 +89,7 @@ def plan_of(
     return Plan(
         integer=0 if symmetric else quantized,
         activations={kind: kinds[kind] for kind in ACTIVATIONS if kinds[kind] and (here or kind != "silu")},
-        norm=config.norm.kind,
-        norms=_norms(config) - folded if config.norm.kind in NORMS else 0,
+        norms={config.norm.kind: _norms(config) - folded} if config.norm.kind in NORMS else {},
         scores=dense - one_query if attention == "standard" and here else 0,
         attention=dense if attention == "ort" else 0,
         nodes=nodes if known else None,
@@ -101,19 +99,19 @@ def plan_of(
 
 
 def together(plans: Sequence[Plan]) -> Plan:
-    """What is promised of one graph of several models, which gives their mean; of norms, those of one kind."""
+    """What is promised of one graph of several models, which gives their mean."""
     if len(plans) == 1:
         return plans[0]
-    norm = next((plan.norm for plan in plans if plan.norms), "")
     activations: Counter[str] = Counter()
+    norms: Counter[str] = Counter()
     for plan in plans:
         activations.update(plan.activations)
+        norms.update(plan.norms)
     limits = [plan.nodes for plan in plans if plan.nodes is not None]
     return Plan(
         integer=sum(plan.integer for plan in plans),
         activations=dict(activations),
-        norm=norm,
-        norms=sum(plan.norms for plan in plans if plan.norm == norm),
+        norms=dict(norms),
         scores=sum(plan.scores for plan in plans),
         attention=sum(plan.attention for plan in plans),
         nodes=sum(limits) + len(plans) if len(limits) == len(plans) else None,  # and the sums, and what divides them
@@ -189,9 +187,10 @@ def _fusions(plan: Plan, audit: Audit, provider: str) -> Iterator[Problem]:
         if (whole := audit.count(*ACTIVATIONS[kind])) < promised:
             hint = "Below opset 20 GELU comes apart: leave --opset out. " if "gelu" in kind else ""
             yield Problem(f"Only {whole} of {promised} {kind} activations are one node.", hint + PINNED)
-    if plan.norms and (whole := audit.count(*NORMS[plan.norm])) < plan.norms:
-        hint = "Below opset 23 RMSNorm comes apart: leave --opset out." if plan.norm == "rmsnorm" else PINNED
-        yield Problem(f"Only {whole} of {plan.norms} norms ({plan.norm}) are one node; the others came apart.", hint)
+    for kind, promised in plan.norms.items():
+        if (whole := audit.count(*NORMS[kind])) < promised:
+            hint = "Below opset 23 RMSNorm comes apart: leave --opset out." if kind == "rmsnorm" else PINNED
+            yield Problem(f"Only {whole} of {promised} norms ({kind}) are one node; the others came apart.", hint)
     if provider == "cpu" and (slow := audit.count(*SKIPS)):
         made = f"{slow} {'residual was' if slow == 1 else 'residuals were'} fused into SkipLayerNormalization"
         yield Problem(f"{made}, which is slower on the CPU than its parts.", PINNED)

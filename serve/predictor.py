@@ -113,7 +113,7 @@ def read_models(directory: Path) -> list[ModelConfig]:
     """The configuration in the directory of a model, and those of all others whose mean its file gives (see export/ensemble.py)."""
     path = directory / "config.json"
     content = json.loads(path.read_bytes())
-    return [read_model(values, f"model configuration in {path}") for values in (content["alambic"], *content.get("also", ()))]
+    return [read_model(values, f"model configuration in {path}") for values in (content["alambic"], *content.get("ensemble", ()))]
 
 
 def read_encoder(directory: Path) -> tuple[ModelConfig, str]:

@@ -40,7 +40,7 @@ PROBLEMS = {"classification": "single_label_classification", "multilabel": "mult
 
 def run(options: ExportOptions, sources: Mapping[str, Source], data: None, workspace: Workspace) -> Result:
     """See compress.stage."""
-    used = [sources["model"], *(sources[role] for role in numbered("also", sources))]
+    used = [sources["model"], *(sources[role] for role in numbered("ensemble", sources))]
     manifests = [source.artifact.manifest if source.artifact else None for source in used]
     with bar("exporting") as progress:
         members = [_member(source, place_of(sources)) for source in used]
@@ -84,7 +84,7 @@ def run(options: ExportOptions, sources: Mapping[str, Source], data: None, works
         **({"fp32_nodes": kept} if options.precision == "fp16" else {}),
         "plan": asdict(promised),
         **parts[0].rewrites,
-        **({"also": [part.rewrites for part in parts[1:]]} if parts[1:] else {}),
+        **({"ensemble": [part.rewrites for part in parts[1:]]} if parts[1:] else {}),
         "parity": _parity(found),
         **({"single": {"nodes": audited_alone.nodes, "parity": _parity(found_alone)}} if alone else {}),
         "ort_ms": _latency_ms(predictor, pairs),
@@ -191,7 +191,7 @@ def _takes_pairs(manifest: Manifest | None, model: Model) -> bool:
 def _describe(configs: list[ModelConfig], workspace: Workspace, labels: list[str], precision: str) -> None:
     """config.json as transformers and Optimum read it: an encoder's sizes, labels and type under the names of BERT, ours beside them.
 
-    Of several models it describes the first, and the `also` of the others are beside its own.
+    Of several models it describes the first, and the `ensemble` of the others is beside its own.
     """
     config = configs[0]
     write_config(workspace.artifact, config, labels, "bert" if isinstance(config, EncoderConfig) else "alambic")
@@ -206,7 +206,7 @@ def _describe(configs: list[ModelConfig], workspace: Workspace, labels: list[str
         layers = {"num_hidden_layers": len(config.layers), "num_attention_heads": config.layers[0].attention.heads}
         sizes |= {**layers, "type_vocab_size": config.token_types}
     problem = PROBLEMS.get(config.head.kind)
-    others = {"also": [other.model_dump(mode="json") for other in configs[1:]]} if configs[1:] else {}
+    others = {"ensemble": [other.model_dump(mode="json") for other in configs[1:]]} if configs[1:] else {}
     values = json.loads(path.read_bytes()) | sizes | ({"problem_type": problem} if problem else {}) | others
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

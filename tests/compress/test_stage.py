@@ -191,4 +191,4 @@ def test_lineage_travels_along(stage, tmp_path):
     shutil.rmtree(tmp_path / "a")
     assert second.manifest.parents == {"model": first.manifest.digest}
     assert second.manifest.ancestors[first.manifest.digest]["metrics"] == {"validation": {"accuracy": 0.5}}
-    assert stages.STAGES["export"].roles == {"model": False, "also": True, "backbone": True}
+    assert stages.STAGES["export"].roles == {"model": False, "ensemble": True, "backbone": True}

@@ -76,10 +76,10 @@ def test_integers_are_promised_of_all_together_even_of_twins(tmp_path):
     gate(plan, found, tmp_path / "model.onnx")
 
 
-def test_a_limit_is_known_where_all_have_one_and_norms_are_of_one_kind():
+def test_a_limit_is_known_where_all_have_one_and_norms_are_counted_by_kind():
     unknown = plan_of(tiny_encoder(positions={"kind": "alibi"}).config)
     table, plain = plan_of(StaticConfig.model_validate(TABLES)), plan_of(tiny_encoder().config)
     assert unknown.nodes is None and together([plain, unknown]).nodes is None
     assert together([table, plain]).nodes == table.nodes + plain.nodes + 2
     other = plan_of(tiny_encoder(norm={"kind": "rmsnorm"}).config)
-    assert (together([table, plain, other]).norm, together([table, plain, other]).norms) == ("layernorm", plain.norms)
+    assert together([table, plain, other]).norms == plain.norms | other.norms and len(plain.norms | other.norms) == 2

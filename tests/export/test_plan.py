@@ -60,9 +60,9 @@ def test_the_exporter_keeps_its_promises(tmp_path, make, changes):
 
 
 def test_a_plan_is_what_the_configuration_says():
-    assert plan_of(tiny_config()) == Plan(0, {"gelu": 2}, "layernorm", 5, 2, 0, 92)
+    assert plan_of(tiny_config()) == Plan(0, {"gelu": 2}, {"layernorm": 5}, 2, 0, 92)
     plan = plan_of(quantized(**ROTARY).config, attention="ort")
-    assert (plan.integer, plan.norm, plan.norms, plan.scores, plan.attention) == (8, "rmsnorm", 6, 0, 2)
+    assert (plan.integer, plan.norms, plan.scores, plan.attention) == (8, {"rmsnorm": 6}, 0, 2)
     assert plan_of(tiny_config(**layers(kind="mlp", neurons=4, activation="relu"))).activations == {}
     assert plan_of(tiny_config(positions={"kind": "alibi"})).nodes is None  # nobody has counted them
 
@@ -119,7 +119,7 @@ def test_a_slow_fusion(tmp_path):
     made = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(array, name) for name, array in constants.items()])
     onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "slow.onnx")
     found = audit(tmp_path / "slow.onnx")
-    nothing = Plan(0, {}, "layernorm", 0, 0, 0, None)
+    nothing = Plan(0, {}, {}, 0, 0, None)
     with pytest.raises(GateError, match="1 residual was fused into SkipLayerNormalization, which is slower on the CPU than its parts."):
         gate(nothing, found, tmp_path / "slow.onnx")
     assert not problems(nothing, found, provider="cuda")  # there it is fast
